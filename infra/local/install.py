@@ -1,6 +1,7 @@
-"""`make setup`: the virtual environments and the sample data, from hash locks; needs Python 3.11 and nothing else.
+"""`make setup`: the virtual environments and the sample data, from hash locks.
 
-Runs before anything is installed, so it imports the standard library alone. uv installs; pip stands in where uv cannot.
+Runs before anything is installed, so it imports the standard library alone. uv installs; pip
+stands in where uv cannot.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ BIN = "Scripts" if os.name == "nt" else "bin"
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036
         found = ".".join(map(str, sys.version_info[:3]))
         return _fail(
             f"Python 3.11 or newer is needed, and {sys.executable} is {found}. "
@@ -42,8 +43,8 @@ def main() -> int:
         _install()
     except subprocess.CalledProcessError as error:
         return _fail(
-            f"`{' '.join(map(str, error.cmd))}` ended with {error.returncode}; its output is above. "
-            "Packages come from the index that pip is configured with (PyPI by default): is it reachable?"
+            f"`{' '.join(map(str, error.cmd))}` ended with {error.returncode}; see above. Packages "
+            "come from the index that pip is configured with (by default PyPI): is it reachable?"
         )
     STAMP.write_text(json.dumps(wanted, indent=2))
     _say(f"Set up in {time.monotonic() - started:.0f} s.")
@@ -140,7 +141,8 @@ def _make_environment(folder: Path, with_pip: bool) -> None:
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             f"setup: {sys.executable} cannot make virtual environments (on Debian and Ubuntu: "
-            f"apt-get install python3-venv). It said: {(error.output or b'').decode(errors='replace')}"
+            "apt-get install python3-venv). It said: "
+            f"{(error.output or b'').decode(errors='replace')}"
         ) from error
     made_for.write_text(wanted)
 
@@ -157,7 +159,7 @@ def _entry_of_lock(name: str) -> str:
 
 
 def _fingerprint() -> "dict[str, str]":
-    """What the environments depend on: the locks, the interpreter, and the folder (scripts and links hold its path)."""
+    """What the environments depend on; scripts and links in them hold the folder's path."""
     files = [DEV_LOCK, EMULATOR_LOCK, SAMPLE_DATA_LOCK, ROOT / "pyproject.toml", Path(__file__)]
     return {
         "files": hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest(),

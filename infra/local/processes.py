@@ -1,0 +1,186 @@
+"""Servers and commands as child processes that are found again, watched, and always ended."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from infra.local.errors import LocalError, tail
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessRef:
+    """A process that outlives its starter; the start time tells it from a later one of its id."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        return cls(pid=pid, started=psutil.Process(pid).create_time())
+
+    def is_alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return (
+                abs(process.create_time() - self.started) < 2
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+    def group(self) -> list[psutil.Process]:
+        """The process and what is left of the process group that it led."""
+        if psutil.pid_exists(self.pid) and not self.is_alive() and not _is_zombie(self.pid):
+            return []  # its number belongs to somebody else by now
+        members = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                leader = os.getpgid(process.pid)
+                if leader == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    members.append(process)
+        return members
+
+    def stop(self, *, polite: signal.Signals, patience: float) -> None:
+        """Asks the process to end, then ends it and its group by force."""
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, polite)
+            _reap_until(lambda: not self.is_alive(), pid=self.pid, patience=patience)
+        for process in self.group():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _reap_until(lambda: not self.group(), pid=self.pid, patience=5)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _reap_until(condition: Callable[[], bool], *, pid: int, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not condition() and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    *,
+    process: subprocess.Popen[bytes],
+    what: str,
+    log: Path,
+    seconds: float,
+) -> None:
+    """Waits for a server to be ready; raises `LocalError` when it ends or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None:
+            raise LocalError(
+                f"{what} ended with {process.returncode} before it was ready. "
+                f"The end of {log}:\n{tail(log)}"
+            )
+        if time.monotonic() > deadline:
+            raise LocalError(
+                f"{what} was not ready after {seconds:.0f} s. The end of {log}:\n{tail(log)}"
+            )
+        time.sleep(0.02)
+
+
+class Command:
+    """A command with its output in a log file; leaving the `with` block ends it if it still runs."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        what: str,
+        log: Path,
+        cwd: Path,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._what = what
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=environ,
+                # Its own group, so that it and its children can be ended together.
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def wait(self, *, seconds: float, watch: Callable[[str], None] | None = None) -> None:
+        """Waits for success; `watch` sees the last line of output while it runs."""
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None:
+            if time.monotonic() > deadline:
+                raise LocalError(
+                    f"{self._what} took longer than {seconds:.0f} s. "
+                    f"The end of {self._log}:\n{tail(self._log)}"
+                )
+            if watch is not None:
+                watch(tail(self._log, lines=1).strip())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+        if self._process.returncode != 0:
+            raise LocalError(
+                f"{self._what} failed ({self._process.returncode}). "
+                f"The end of {self._log}:\n{tail(self._log, lines=40)}"
+            )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that clean-up runs."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
