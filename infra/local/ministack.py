@@ -1,6 +1,7 @@
-"""MiniStack, the AWS emulator, in the virtual environment of its own; its Lambdas run in that interpreter.
+"""MiniStack, the AWS emulator, in a virtual environment of its own; Lambdas run in its interpreter.
 
-It starts with a bare environment: whatever it has leaks into every function, and would hide a forgotten setting.
+It starts with a bare environment: what it has leaks into every function and would hide a forgotten
+setting.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,10 +32,8 @@ class ProcessRef:
     def is_alive(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            return (
-                abs(process.create_time() - self.started) < 2
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
+            same = abs(float(process.create_time()) - self.started) < 2
+            return same and bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
@@ -103,7 +102,7 @@ def wait_until(
 
 
 class Command:
-    """A command with its output in a log file; leaving the `with` block ends it if it still runs."""
+    """A command with its output in a log file; leaving the `with` block ends it."""
 
     def __init__(
         self,
@@ -163,11 +162,17 @@ class Command:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on.
+
+    Below the range that the system takes for outgoing connections, so that none of these takes it
+    before our server does.
+    """
+    for _ in range(1000):
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LocalError("No port of 127.0.0.1 between 20000 and 32000 is free.")
 
 
 @contextlib.contextmanager
