@@ -1,0 +1,1 @@
+"""The two stacks: what must survive (`data`) and what can be made anew (`service`)."""
