@@ -46,25 +46,30 @@ def download(
     if path.is_dir():
         path = path / _file_name(ticket.filename)
     part = path.with_name(path.name + ".part")
-    with _PartFile(part) as file:
-        fetch = _Fetch(mint, ticket, file, http=http, retry=retry, sleep=sleep)
-        fetch.run(on_progress)
-        if file.found and file.sha256 != fetch.ticket.sha256:
-            # What was there belongs to another result: once more, without it.
-            file.restart()
+    try:
+        with _PartFile(part) as file:
+            fetch = _Fetch(mint, ticket, file, http=http, retry=retry, sleep=sleep)
             fetch.run(on_progress)
-        size, sha256, ticket = file.size, file.sha256, fetch.ticket
-        if (size, sha256) == (ticket.bytes, ticket.sha256):
+            if file.found and file.sha256 != fetch.ticket.sha256:
+                # What was there belongs to another result: once more, without it.
+                file.restart()
+                fetch.run(on_progress)
+            if (file.size, file.sha256) != (fetch.ticket.bytes, fetch.ticket.sha256):
+                raise _Mismatch(f"{file.size} bytes with SHA-256 {file.sha256}")
             file.sync()
-    if (size, sha256) != (ticket.bytes, ticket.sha256):
-        part.unlink()
+    except _Mismatch as mismatch:
+        part.unlink(missing_ok=True)
         raise errors.ChecksumMismatch(
-            f"The download of {path.name} is not what the platform stored: {size} bytes with "
-            f"SHA-256 {sha256} instead of {ticket.bytes} bytes with {ticket.sha256}. The file has "
-            "been removed; try again, and tell the operator if it happens twice."
-        )
+            f"The download of {path.name} is not what the platform stored: {mismatch} instead of "
+            f"{fetch.ticket.bytes} bytes with {fetch.ticket.sha256}. The file has been removed; "
+            "try again, and tell the operator if it happens twice."
+        ) from None
     os.replace(part, path)
-    return Download(path=path, bytes=size, sha256=sha256, resumed_from=file.found)
+    return Download(path=path, bytes=file.size, sha256=file.sha256, resumed_from=file.found)
+
+
+class _Mismatch(Exception):
+    """S3 has other bytes than the platform states; says which."""
 
 
 class _PartFile:
@@ -142,8 +147,8 @@ class _Fetch:
         if self._file.size > self.ticket.bytes:
             self._file.restart()
         failures = 0
+        furthest = self._file.size
         while self._file.size < self.ticket.bytes:
-            before = self._file.size
             failure: errors.JobClientError
             try:
                 self._request(on_progress)
@@ -155,9 +160,11 @@ class _Fetch:
                 failure.__cause__ = error
             except errors.StorageRefused as error:
                 failure = error
-            failures = 1 if self._file.size > before else failures + 1
             if self._file.size >= self.ticket.bytes:
                 return
+            # Bytes that had been there before a restart are no progress.
+            failures = 1 if self._file.size > furthest else failures + 1
+            furthest = max(furthest, self._file.size)
             if failures >= self._retry.attempts:
                 raise failure
             if isinstance(failure, errors.StorageRefused) and failure.status < 500:
@@ -179,6 +186,9 @@ class _Fetch:
         ) as response:
             if response.status_code not in (200, 206):
                 self._refused(response)
+            total = _total(response)
+            if total not in (None, self.ticket.bytes):
+                raise _Mismatch(f"{total} bytes")
             if start and not _continues(response, start):
                 self._file.restart()
                 if response.status_code == 206:
@@ -217,6 +227,15 @@ def _continues(response: httpx.Response, start: int) -> bool:
     """Whether the answer begins at the byte asked for."""
     content_range = response.headers.get("content-range", "")
     return response.status_code == 206 and content_range.startswith(f"bytes {start}-")
+
+
+def _total(response: httpx.Response) -> int | None:
+    """The size of the whole object, where the answer tells it."""
+    if response.status_code == 206:
+        found = re.search(r"/(\d+)$", response.headers.get("content-range", ""))
+    else:
+        found = re.search(r"^(\d+)$", response.headers.get("content-length", ""))
+    return int(found.group(1)) if found else None
 
 
 def _file_name(stated: str) -> str:

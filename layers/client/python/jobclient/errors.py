@@ -20,7 +20,8 @@ JobClientError
 ├── DeadlineExceeded            the job was not final in the time given (`.job`)
 ├── FileMismatch                a file is not what it should be
 │   ├── ChecksumMismatch        a download differs from the size or SHA-256 that the platform states
-│   └── ManifestMismatch        a file differs from its manifest (`.problems`)
+│   ├── ManifestMismatch        a file differs from its manifest (`.problems`)
+│   └── ManifestUnreadable      the manifest is none
 └── AdminError                  an operator's command failed
     ├── AwsFailed               AWS refused or could not be reached
     ├── StackNotFound           the stack, or one of its outputs, is not there
@@ -215,6 +216,10 @@ class ManifestMismatch(FileMismatch):
     def __init__(self, file: str, problems: Sequence[str]) -> None:
         super().__init__("\n  ".join([f"{file} does not match its manifest:", *problems]))
         self.problems = list(problems)
+
+
+class ManifestUnreadable(FileMismatch):
+    """The manifest is none."""
 
 
 class AdminError(JobClientError):

@@ -38,8 +38,8 @@ class JobError(_Answer):
 class Result(_Answer):
     """Facts about a result; `bytes` and `sha256` are those of the stored object."""
 
-    rows: int
-    bytes: int
+    rows: pydantic.NonNegativeInt
+    bytes: pydantic.NonNegativeInt
     sha256: str
     format: str = "csv"
     compression: str | None = None
@@ -117,7 +117,7 @@ class Ticket(_Answer):
     """A presigned URL for a result, and what the bytes behind it must be."""
 
     url: str
-    bytes: int
+    bytes: pydantic.NonNegativeInt
     sha256: str
     filename: str = ""
     expires_at: datetime | None = None
@@ -145,8 +145,8 @@ class ManifestPart(_Answer):
     """One part of a result: a range of its bytes, in order."""
 
     number: int
-    rows: int
-    bytes: int
+    rows: pydantic.NonNegativeInt
+    bytes: pydantic.NonNegativeInt
     sha256: str
 
 
@@ -155,7 +155,7 @@ class Manifest(_Answer):
 
     format: str
     compression: str | None = None
-    rows: int
-    bytes: int
+    rows: pydantic.NonNegativeInt
+    bytes: pydantic.NonNegativeInt
     sha256: str
     parts: Sequence[ManifestPart] = ()
