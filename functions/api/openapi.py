@@ -1,0 +1,87 @@
+"""The API's description of itself: /openapi.json (OpenAPI 3.1) and Swagger UI at /docs."""
+
+import functools
+import json
+from typing import Any
+
+from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
+from aws_lambda_powertools.event_handler.openapi.models import APIKey, APIKeyIn, Server
+from aws_lambda_powertools.event_handler.openapi.swagger_ui import generate_swagger_html
+
+from functions.api import views
+from jobplatform.settings import ApiSettings
+
+TITLE = "Async Job Platform"
+DESCRIPTION = (
+    "Submit a report as a job, follow it, download its result. Errors are"
+    " `application/problem+json` (RFC 9457) with a stable `code`. Times are RFC 3339 with an"
+    " offset. Paths are below the address of this API."
+)
+_SCHEME = "ApiKey"
+_REFERENCE = "#/components/schemas/"
+
+
+def install(app: APIGatewayRestResolver) -> None:
+    """Adds the routes that describe `app`; none needs a key."""
+
+    @app.get("/openapi.json", include_in_schema=False, compress=True, enable_validation=False)
+    def _openapi() -> Response[str]:
+        return Response(200, "application/json", description(app))
+
+    @app.get("/docs", include_in_schema=False, compress=True, enable_validation=False)
+    def _docs() -> Response[str]:
+        return Response(200, "text/html; charset=utf-8", _page(app))
+
+
+def description(app: APIGatewayRestResolver) -> str:
+    """The OpenAPI document as JSON."""
+    return json.dumps(document(app, ApiSettings.from_env().version), separators=(",", ":"))
+
+
+def document(app: APIGatewayRestResolver, version: str) -> dict[str, Any]:
+    """The OpenAPI document: that of Powertools, with every error a Problem."""
+    schema = app.get_openapi_schema(
+        title=TITLE,
+        version=version,
+        openapi_version="3.1.0",
+        description=DESCRIPTION,
+        # Relative to this document, so that it is right behind every stage and domain.
+        servers=[Server(url=".")],
+        security_schemes={
+            _SCHEME: APIKey.model_validate({"name": "x-api-key", "in": APIKeyIn.header})
+        },
+        security=[{_SCHEME: []}],
+    )
+    found: dict[str, Any] = json.loads(schema.model_dump_json(by_alias=True, exclude_none=True))
+    for path in found["paths"].values():
+        for operation in path.values():
+            _drop_default_errors(operation["responses"])
+    schemas = found["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = views.Problem.model_json_schema(ref_template=_REFERENCE + "{model}")
+    schemas.update(problem.pop("$defs"))
+    schemas["Problem"] = problem
+    return found
+
+
+def _drop_default_errors(responses: dict[str, Any]) -> None:
+    """Powertools says of every route that it may answer its own kind of 422, which ours never do."""
+    for status, answer in list(responses.items()):
+        if "HTTPValidationError" in json.dumps(answer):
+            del responses[status]
+
+
+@functools.cache
+def _page(app: APIGatewayRestResolver) -> str:
+    from importlib import resources
+
+    assets = resources.files("aws_lambda_powertools.event_handler.openapi.swagger_ui")
+    return generate_swagger_html(
+        description(app).replace("</", "<\\/"),
+        (assets / "swagger-ui-bundle.min.js").read_text(encoding="utf-8"),
+        (assets / "swagger-ui.min.css").read_text(encoding="utf-8"),
+        "",
+        None,
+        persist_authorization=False,
+    )

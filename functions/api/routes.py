@@ -1,0 +1,306 @@
+"""The HTTP surface: one function a route."""
+
+import datetime as dt
+import json
+import uuid
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import pydantic
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Header, Path, Query
+from aws_lambda_powertools.event_handler.router import APIGatewayRouter
+
+from functions.api import resources, views
+from functions.api.views import answers
+from jobplatform import client_store, database, errors, jobs, templating
+from jobplatform.usecases import cancel_job, download_result, list_jobs, submit_job
+
+router = APIGatewayRouter()
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAIT_SECONDS = 20
+_KEY_LENGTH = 255
+_JSON = "application/json"
+
+JobId = Annotated[str, Path(description="The job's id.")]
+
+
+@router.post(
+    "/jobs",
+    summary="Submit a job",
+    tags=["jobs"],
+    status_code=202,
+    responses=answers(views.JobView, 202, 400, 403, 409, 413, 415, 422, 429, 503),
+)
+def submit(
+    request: views.SubmitJobRequest,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="1 to 255 printable ASCII characters. The same key and body give the"
+            " same job for 24 hours.",
+        ),
+    ] = None,
+) -> Response[views.JobView]:
+    """Answers at once; the job is done later. A replay shows the job as it is now and says `Idempotent-Replayed: true`."""
+    got = resources.get()
+    job, replayed = submit_job.submit_job(
+        caller=_caller(),
+        template_name=request.template_name,
+        parameters=request.parameters,
+        metadata=request.metadata,
+        run_at=request.run_at,
+        format=request.format,
+        compression=request.compression,
+        idempotency_key=_checked_key(),
+        engine=got.engine,
+        queue=got.queue,
+        settings=got.jobs,
+        now=_now(),
+        lambda_context=router.lambda_context,
+    )
+    headers = {"Location": f"jobs/{job.id}", "Retry-After": str(_retry_after(job))}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return Response(HTTPStatus.ACCEPTED, _JSON, views.JobView.of(job), headers=headers)
+
+
+@router.get(
+    "/jobs",
+    summary="List jobs",
+    tags=["jobs"],
+    responses=answers(views.JobPage, 200, 400, 403, 422, 503),
+)
+def list_(
+    status: Annotated[jobs.JobStatus | None, Query()] = None,
+    template_name: Annotated[str | None, Query(max_length=100)] = None,
+    created_after: Annotated[pydantic.AwareDatetime | None, Query()] = None,
+    created_before: Annotated[pydantic.AwareDatetime | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> Response[views.JobPage]:
+    """The client's own jobs, newest first."""
+    _refuse_unknown_query()
+    caller = _caller()
+    page, next_cursor = list_jobs.list_jobs(
+        list_jobs.Filters(
+            status=status,
+            template_name=template_name,
+            created_after=created_after,
+            created_before=created_before,
+        ),
+        client_id=caller.client_id,
+        cursor=cursor,
+        limit=limit,
+        secret=resources.cursor_secret(),
+        engine=resources.get().engine,
+    )
+    items = [views.JobView.of(job) for job in page]
+    return Response(HTTPStatus.OK, _JSON, views.JobPage(items=items, next_cursor=next_cursor))
+
+
+@router.get(
+    "/jobs/<job_id>",
+    summary="Look at a job",
+    tags=["jobs"],
+    responses=answers(views.JobView, 200, 403, 404, 422, 503),
+)
+def show(
+    job_id: JobId,
+    wait: Annotated[
+        int,
+        Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the job's end."),
+    ] = 0,
+) -> Response[views.JobView]:
+    """The job as it is, at once or when it has ended."""
+    _refuse_unknown_query()
+    job = list_jobs.get_job(
+        _job_id(job_id),
+        client_id=_caller().client_id,
+        engine=resources.get().engine,
+        wait=wait,
+    )
+    headers = {} if job.is_final else {"Retry-After": str(_retry_after(job))}
+    return Response(HTTPStatus.OK, _JSON, views.JobView.of(job), headers=headers)
+
+
+@router.get(
+    "/jobs/<job_id>/download",
+    summary="Download a result",
+    tags=["jobs"],
+    responses=answers(views.DownloadView, 200, 303, 403, 404, 409, 410, 422, 503),
+)
+def download(
+    job_id: JobId,
+    redirect: Annotated[
+        bool, Query(description="false: the URL as JSON instead of a redirect to it.")
+    ] = True,
+) -> Response[views.DownloadView]:
+    """Leads to a URL that is good for a short time; ask again for another."""
+    _refuse_unknown_query()
+    got = resources.get()
+    found = download_result.download_result(
+        _job_id(job_id),
+        client_id=_caller().client_id,
+        engine=got.engine,
+        bucket=got.bucket,
+        url_ttl=got.results.url_ttl,
+        now=_now(),
+    )
+    view = views.DownloadView(
+        url=found.url,
+        expires_at=found.expires_at,
+        filename=found.filename,
+        content_type=found.content_type,
+        bytes=found.bytes,
+        sha256=found.sha256,
+    )
+    # The URL is a secret for as long as it works.
+    headers = {"Cache-Control": "no-store"}
+    if redirect:
+        headers["Location"] = found.url
+        return Response(HTTPStatus.SEE_OTHER, _JSON, view, headers=headers)
+    return Response(HTTPStatus.OK, _JSON, view, headers=headers)
+
+
+@router.post(
+    "/jobs/<job_id>/cancel",
+    summary="Cancel a job",
+    tags=["jobs"],
+    status_code=202,
+    responses=answers(views.JobView, 202, 403, 404, 409, 503),
+)
+def cancel(job_id: JobId) -> Response[views.JobView]:
+    """A queued job ends at once, a running one within seconds."""
+    got = resources.get()
+    job = cancel_job.cancel_job(
+        _job_id(job_id), client_id=_caller().client_id, engine=got.engine, settings=got.jobs
+    )
+    return Response(
+        HTTPStatus.ACCEPTED, _JSON, views.JobView.of(job), headers={"Location": f"../{job.id}"}
+    )
+
+
+@router.get(
+    "/templates",
+    summary="List templates",
+    tags=["templates"],
+    responses=answers(views.TemplateList, 200, 403),
+)
+def templates() -> Response[views.TemplateList]:
+    """Every report that can be asked for."""
+    _caller()
+    items = [views.TemplateView.of(template) for template in templating.catalogue().values()]
+    return Response(HTTPStatus.OK, _JSON, views.TemplateList(items=items))
+
+
+@router.get(
+    "/templates/<name>",
+    summary="Look at a template",
+    tags=["templates"],
+    responses=answers(views.TemplateView, 200, 403, 404),
+)
+def template(name: Annotated[str, Path()]) -> Response[views.TemplateView]:
+    """One report, with the JSON Schema of its parameters."""
+    _caller()
+    return Response(HTTPStatus.OK, _JSON, views.TemplateView.of(templating.get(name)))
+
+
+@router.get(
+    "/health",
+    summary="Whether the API works",
+    tags=["service"],
+    responses=answers(views.Health, 200, 503),
+    security=[],
+)
+def health() -> Response[views.Health]:
+    """Needs no key. Checks the database with one query."""
+    got = resources.get()
+    try:
+        with database.transaction(got.engine) as conn:
+            conn.exec_driver_sql("SELECT 1")
+        status, check = HTTPStatus.OK, "ok"
+    except errors.ServiceUnavailable:
+        status, check = HTTPStatus.SERVICE_UNAVAILABLE, "unreachable"
+    view = views.Health(
+        status="ok" if status is HTTPStatus.OK else "unavailable",
+        version=got.api.version,
+        checks={"database": check},
+    )
+    return Response(status, _JSON, view, headers={"Cache-Control": "no-store"})
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def check_request(app: Any, next_middleware: Any) -> Any:
+    """Before validation: what Powertools would let pass or report less clearly."""
+    event = app.current_event
+    body = event.body or ""
+    if len(body.encode()) > MAX_BODY_BYTES:
+        raise errors.PayloadTooLarge(f"The body may be {MAX_BODY_BYTES} bytes at the most.")
+    if event.http_method == "POST" and event.path.rstrip("/").endswith("/jobs"):
+        content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
+        if content_type != _JSON:
+            raise errors.UnsupportedMediaType
+    return next_middleware(app)
+
+
+router.use([check_request])
+
+
+def _caller() -> client_store.Caller:
+    return resources.caller(router.current_event.headers.get("x-api-key"))
+
+
+def _checked_key() -> str | None:
+    values = router.current_event.multi_value_headers or {}
+    keys = [value for name, value in values.items() if name.lower() == "idempotency-key"]
+    if keys and len(keys[0]) > 1:
+        raise errors.InvalidIdempotencyKey("Send one Idempotency-Key, not several.")
+    key = router.current_event.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if (
+        not 1 <= len(key) <= _KEY_LENGTH
+        or not all(" " <= char <= "~" for char in key)
+        or not key.strip()
+    ):
+        raise errors.InvalidIdempotencyKey
+    return str(key)
+
+
+def _job_id(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise errors.JobNotFound from error
+
+
+def _refuse_unknown_query() -> None:
+    route = router.context.get("_route", None)
+    known = {param.alias for param in route.dependant.query_params} if route else set()
+    unknown = sorted(set(router.current_event.query_string_parameters or {}) - known)
+    if route and unknown:
+        raise errors.InvalidRequest(
+            errors=[
+                {
+                    "loc": ["query", name],
+                    "msg": "There is no such parameter.",
+                    "type": "extra_forbidden",
+                }
+                for name in unknown
+            ]
+        )
+
+
+def _retry_after(job: jobs.Job) -> int:
+    """Seconds after which another look is worth it: soon, but not before a scheduled job is due."""
+    return max(1, min(60, int((job.available_at - _now()).total_seconds()) + 1))
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,63 @@
+"""SQS calls it with a doorbell; it runs the job that is next and answers which doorbells to keep."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from aws_lambda_powertools.utilities.batch import (
+    BatchProcessor,
+    EventType,
+    process_partial_response,
+)
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from jobplatform import aws, database, queue
+from jobplatform.observability import logger, metrics
+from jobplatform.settings import (
+    DatabaseSettings,
+    DataDatabaseSettings,
+    JobSettings,
+    QueueSettings,
+    ResultSettings,
+    WorkerSettings,
+)
+from jobplatform.usecases import run_job
+
+processor = BatchProcessor(event_type=EventType.SQS)
+
+
+@functools.cache
+def _worker() -> run_job.Worker:
+    platform, data = DatabaseSettings.from_env(), DataDatabaseSettings.from_env()
+    results = ResultSettings.from_env()
+    return run_job.Worker(
+        name="",
+        engine=database.create_engine(platform, application_name="jobplatform-worker"),
+        data=data if data.url else platform,
+        bucket=aws.bucket(results),
+        queue=queue.Queue(aws.client("sqs"), QueueSettings.from_env().url),
+        jobs=JobSettings.from_env(),
+        results=results,
+        settings=WorkerSettings.from_env(),
+    )
+
+
+def handle_record(record: SQSRecord, lambda_context: LambdaContext) -> None:
+    """A doorbell that cannot be read fails, and so comes to the dead-letter queue."""
+    queue.parse(record.body)
+    worker = dataclasses.replace(_worker(), name=lambda_context.aws_request_id)
+    run_job.drain(
+        worker,
+        seconds_left=lambda: lambda_context.get_remaining_time_in_millis() / 1000,
+        clock=time.monotonic,
+    )
+
+
+@logger.inject_lambda_context
+@metrics.log_metrics
+def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
+    return process_partial_response(
+        event=event, record_handler=handle_record, processor=processor, context=context
+    )

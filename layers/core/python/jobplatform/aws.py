@@ -1,0 +1,33 @@
+"""boto3 clients with time limits, one of each a process."""
+
+import functools
+from typing import Any
+
+from jobplatform import results
+from jobplatform.settings import ResultSettings
+
+
+@functools.cache
+def client(service: str, endpoint_url: str | None = None) -> Any:
+    """A client that gives up in seconds rather than hold a request for minutes."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        service,  # type: ignore[call-overload]
+        endpoint_url=endpoint_url,
+        config=Config(
+            connect_timeout=3,
+            read_timeout=60 if service == "s3" else 10,
+            retries={"mode": "standard", "max_attempts": 3},
+            max_pool_connections=8,
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+        ),
+    )
+
+
+def bucket(settings: ResultSettings) -> results.Bucket:
+    public = settings.public_endpoint_url
+    return results.Bucket(
+        client("s3"), settings.bucket, public_client=client("s3", public) if public else None
+    )

@@ -1,0 +1,130 @@
+"""What an adopter writes: a template, one file in `templates/`, and how those files are found."""
+
+import dataclasses
+import datetime as dt
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import pydantic
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from jobplatform import errors
+
+Consistency = Literal["snapshot", "live"]
+Read = Callable[[sa.Select[Any]], Iterator[Sequence[Any]]]
+
+
+class Params(pydantic.BaseModel):
+    """Base of a template's parameters: unknown names are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the result; `type` is the PostgreSQL name of its type."""
+
+    name: str
+    type: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Template:
+    """A report: its parameters, and either a `query` or a Python generator of `rows`.
+
+    `query(params)` answers a SQLAlchemy select; its rows never pass through Python, so it runs at the speed of the
+    database. `rows(params, read)` yields rows for what SQL cannot say; `read(select)` streams a select from the same
+    snapshot. Raise `ValueError` in either to refuse parameters for good.
+    """
+
+    params: type[pydantic.BaseModel]
+    query: Callable[[Any], sa.Select[Any]] | None = None
+    rows: Callable[[Any, Read], Iterable[Sequence[Any]]] | None = None
+    columns: tuple[Column, ...] = ()
+    """Of the result; taken from the query where there is one."""
+    version: str = "1"
+    """Change it when the same parameters give another result."""
+    order: tuple[str, ...] = ()
+    """Columns that are together unique and never NULL, and by which the query's rows can be sorted: what a long
+    export continues by."""
+    consistency: Consistency = "snapshot"
+    """`snapshot`: one point in time, whatever happens. `live`: a continuation may see newer rows."""
+    statement_timeout: dt.timedelta | None = None
+    max_rows: int | None = None
+    max_bytes: int | None = None
+    name: str = ""
+    """The file's name; set when it is found."""
+    title: str = ""
+    description: str = ""
+    """First line and rest of the module's docstring; set when it is found."""
+
+    def __post_init__(self) -> None:
+        if (self.query is None) == (self.rows is None):
+            raise TypeError("a template has either a query or rows")
+        if self.rows is not None and not self.columns:
+            raise TypeError("a template with rows names its columns")
+
+    def parse(self, parameters: Mapping[str, Any]) -> pydantic.BaseModel:
+        """Raises `pydantic.ValidationError`."""
+        return self.params.model_validate(dict(parameters))
+
+    def result_columns(self) -> tuple[Column, ...]:
+        """The declared columns, else those of the query for the parameters' defaults, else none."""
+        if self.columns or self.query is None:
+            return self.columns
+        try:
+            selected = self.query(self.params()).selected_columns
+        except pydantic.ValidationError:
+            return ()
+        return tuple(Column(column.key or "", _type_name(column.type)) for column in selected)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the parameters."""
+        return self.params.model_json_schema()
+
+
+@functools.cache
+def catalogue() -> Mapping[str, Template]:
+    """Every template by name: each module of the package `templates` that has a `template`.
+
+    A file without one is an error of its author and stops the catalogue, rather than be missed in silence.
+    """
+    import templates
+
+    return {
+        name: _load(name)
+        for _, name, _ in pkgutil.iter_modules(templates.__path__)
+        if not name.startswith("_")
+    }
+
+
+def get(name: str) -> Template:
+    """Raises `errors.TemplateNotFound`. Loads this one template only."""
+    import templates
+
+    if not any(name == found for _, found, _ in pkgutil.iter_modules(templates.__path__)):
+        raise errors.TemplateNotFound(f"There is no template {name!r}; GET /templates lists them.")
+    return _load(name)
+
+
+@functools.cache
+def _load(name: str) -> Template:
+    module = importlib.import_module(f"templates.{name}")
+    template = getattr(module, "template", None)
+    if not isinstance(template, Template):
+        raise TypeError(f"templates/{name}.py has no `template = Template(...)`")
+    title, _, description = inspect.cleandoc(module.__doc__ or name).partition("\n")
+    return dataclasses.replace(
+        template, name=name, title=title.strip(), description=description.strip()
+    )
+
+
+def _type_name(type_: sa.types.TypeEngine[Any]) -> str:
+    if isinstance(type_, sa.types.NullType):
+        return "unknown"
+    return type_.compile(dialect=pg.base.PGDialect()).lower()

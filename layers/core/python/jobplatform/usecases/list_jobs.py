@@ -1,0 +1,104 @@
+"""Looking at jobs: one, waiting for its end if wanted, or a page of them."""
+
+import base64
+import dataclasses
+import datetime as dt
+import hashlib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from jobplatform import database, errors, job_store, jobs
+
+_POLL_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which jobs a list shows; a cursor is good for the filters it was given for."""
+
+    status: jobs.JobStatus | None = None
+    template_name: str | None = None
+    created_after: dt.datetime | None = None
+    created_before: dt.datetime | None = None
+
+
+def get_job(
+    job_id: uuid.UUID,
+    *,
+    client_id: uuid.UUID,
+    engine: sa.Engine,
+    wait: float = 0.0,
+    pause: Callable[[float], None] = time.sleep,
+) -> jobs.Job:
+    """The job, at once or after up to `wait` seconds for its end. Raises `errors.JobNotFound`."""
+    deadline = time.monotonic() + wait
+    while True:
+        with database.client_transaction(engine, client_id) as conn:
+            job = job_store.get(conn, job_id, client_id=client_id)
+        if job is None:
+            raise errors.JobNotFound
+        left = deadline - time.monotonic()
+        if job.is_final or left <= 0:
+            return job
+        pause(min(_POLL_SECONDS, left))
+
+
+def list_jobs(
+    filters: Filters,
+    *,
+    client_id: uuid.UUID,
+    cursor: str | None,
+    limit: int,
+    secret: bytes,
+    engine: sa.Engine,
+) -> tuple[list[jobs.Job], str | None]:
+    """A page of jobs, newest first, and the cursor of the next. Raises `errors.InvalidCursor`.
+
+    The cursor names the last job seen, so that jobs added meanwhile move nothing; it is signed for client and filters.
+    """
+    context = _context(filters, client_id)
+    before = _open(cursor, context, secret) if cursor else None
+    with database.client_transaction(engine, client_id) as conn:
+        found = job_store.list_page(
+            conn,
+            client_id,
+            status=filters.status,
+            template_name=filters.template_name,
+            created_after=filters.created_after,
+            created_before=filters.created_before,
+            before=before,
+            limit=limit + 1,
+        )
+    page = found[:limit]
+    more = len(found) > limit
+    return page, _seal(page[-1], context, secret) if more else None
+
+
+def _context(filters: Filters, client_id: uuid.UUID) -> str:
+    return json.dumps([str(client_id), *map(str, dataclasses.astuple(filters))])
+
+
+def _seal(job: jobs.Job, context: str, secret: bytes) -> str:
+    position = f"{job.created_at.isoformat()}|{job.id}".encode()
+    return base64.urlsafe_b64encode(_mac(position, context, secret) + position).decode()
+
+
+def _open(cursor: str, context: str, secret: bytes) -> tuple[dt.datetime, uuid.UUID]:
+    try:
+        raw = base64.urlsafe_b64decode(cursor.encode("ascii"))
+        mac, position = raw[:16], raw[16:]
+        if not hmac.compare_digest(mac, _mac(position, context, secret)):
+            raise errors.InvalidCursor
+        created_at, _, job_id = position.decode().partition("|")
+        return dt.datetime.fromisoformat(created_at), uuid.UUID(job_id)
+    except (ValueError, UnicodeError) as error:
+        raise errors.InvalidCursor from error
+
+
+def _mac(position: bytes, context: str, secret: bytes) -> bytes:
+    return hmac.digest(secret, context.encode() + b"\0" + position, hashlib.sha256)[:16]
