@@ -76,6 +76,7 @@ class LocalPostgres:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder = folder
         self._durable = durable
+        self._process: subprocess.Popen[bytes] | None = None
         self._running: RunningPostgres | None = None
 
     def __enter__(self) -> Self:
@@ -96,6 +97,16 @@ class LocalPostgres:
 
     def start(self) -> RunningPostgres:
         """Returns when the server answers; on failure nothing is left behind."""
+        running = self.launch()
+        try:
+            self.wait()
+        except BaseException:
+            self.stop()
+            raise
+        return running
+
+    def launch(self) -> RunningPostgres:
+        """Makes the data folder and starts the process; `wait` returns when it answers."""
         _check_installation()
         user = _User.for_server()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -104,34 +115,35 @@ class LocalPostgres:
             binaries = _binaries(home, user)
             password = secrets.token_urlsafe(24)
             _initdb(home, binaries, user, password)
-            process, port = self._launch(home, binaries, user)
+            self._process, port = self._start_process(home, binaries, user)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
             raise
         self._running = RunningPostgres(
-            process=ProcessRef.of(process.pid), port=port, password=password, home=str(home)
+            process=ProcessRef.of(self._process.pid), port=port, password=password, home=str(home)
         )
-        try:
-            log = home / "postgres.log"
-            wait_until(
-                lambda: _is_ready(home / "data"),
-                process=process,
-                what="PostgreSQL",
-                log=log,
-                seconds=60,
-            )
-            _make_databases(port, password)
-        except BaseException:
-            self.stop()
-            raise
         return self._running
+
+    def wait(self) -> None:
+        """Returns when the server answers and its databases are there."""
+        assert self._running is not None, "launch() comes first"
+        assert self._process is not None
+        home = Path(self._running.home)
+        wait_until(
+            lambda: _is_ready(home / "data"),
+            process=self._process,
+            what="PostgreSQL",
+            log=home / "postgres.log",
+            seconds=60,
+        )
+        _make_databases(self._running.port, self._running.password)
 
     def stop(self) -> None:
         if self._running is not None:
             self._running.stop()
             self._running = None
 
-    def _launch(
+    def _start_process(
         self, home: Path, binaries: Path, user: "_User"
     ) -> tuple[subprocess.Popen[bytes], int]:
         port = free_port()

@@ -1,0 +1,113 @@
+"""`python -m infra.local up|down|status|demo`: the embedded target from the command line."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from infra.local import paths
+from infra.local.console import ConsoleProgress
+from infra.local.demo import Demo, things_to_try
+from infra.local.errors import LocalError
+from infra.local.processes import interruptible
+from infra.local.state import State, status
+from infra.local.up import LocalTarget
+from jobclient import JobClientError
+
+RESULT = paths.ROOT / ".local" / "flights-2013.csv"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("up", help="start, deploy, leave it running")
+    commands.add_parser("down", help="stop it and remove its data")
+    commands.add_parser("status", help="one JSON object for scripts")
+    commands.add_parser("demo", help="one export from the request to the compared file")
+    command = parser.parse_args().command
+
+    state_dir = paths.default_state_dir()
+    if command == "status":
+        print(json.dumps(status(state_dir), indent=2))
+        return 0
+    console = Console()
+    try:
+        with interruptible():
+            {"up": up, "down": down, "demo": demo}[command](console, state_dir)
+    except (LocalError, JobClientError) as error:
+        Console(stderr=True).print(f"\n{error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\n  Interrupted.", highlight=False)
+        return 130
+    return 0
+
+
+def up(console: Console, state_dir: Path) -> None:
+    state = State.load(state_dir)
+    if state is None or not state.is_running:
+        console.print("\n[bold]The embedded target starts[/]\n", highlight=False)
+        state = _target(console, state_dir).start()
+    console.print(
+        f"\n  [bold]It runs[/], on this machine alone, until [bold]make down[/].\n\n"
+        f"  API           {state.api_url}\n"
+        f"  Docs          {state.api_url}/docs",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for plan, key in state.keys.items():
+        console.print(f"  Key ({plan:<5})   {key}", highlight=False, soft_wrap=True)
+    console.print("\n  Three things to try:", highlight=False)
+    for sentence, line in things_to_try(state):
+        console.print(f"\n  [dim]# {sentence}[/]", highlight=False)
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def down(console: Console, state_dir: Path) -> None:
+    if State.load(state_dir) is None:
+        console.print("  Nothing runs.", highlight=False)
+        return
+    with ConsoleProgress(console).step("Stop everything and remove its data"):
+        LocalTarget(state_dir).stop()
+
+
+def demo(console: Console, state_dir: Path) -> None:
+    console.print(
+        "\n[bold]The Async Job Platform[/]: the whole of it, on this machine alone\n",
+        highlight=False,
+    )
+    running = State.load(state_dir)
+    if running is not None and running.is_running:
+        console.print(f"  It runs already, at {running.api_url}.", highlight=False)
+        Demo(console, running, RESULT).run()
+        console.print(f"\n  The file: {RESULT}. The target goes on running.\n", highlight=False)
+        return
+    target = _target(console, state_dir)
+    try:
+        Demo(console, target.start(), RESULT).run()
+    finally:
+        console.print()
+        with ConsoleProgress(console).step("Stop everything"):
+            target.stop()
+    console.print(
+        f"\n  The file: {RESULT}\n  Next: [bold]make up[/] leaves it running for you.\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _target(console: Console, state_dir: Path) -> LocalTarget:
+    return LocalTarget(
+        state_dir,
+        database_url=os.environ.get("JOBPLATFORM_DATABASE_URL"),
+        data_database_url=os.environ.get("JOBPLATFORM_DATA_DATABASE_URL"),
+        progress=ConsoleProgress(console),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
