@@ -142,6 +142,10 @@ class LocalPostgres:
         if self._running is not None:
             self._running.stop()
             self._running = None
+        if self._process is not None:
+            # It has ended: this only tells Popen so.
+            self._process.wait(timeout=10)
+            self._process = None
 
     def _start_process(
         self, home: Path, binaries: Path, user: "_User"

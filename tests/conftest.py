@@ -1,0 +1,132 @@
+"""Real parts for every test: one PostgreSQL a test process, migrated once; S3 and SQS by moto."""
+
+import datetime as dt
+import os
+import uuid
+from collections.abc import Iterator
+
+import boto3
+import moto
+import pytest
+import sqlalchemy as sa
+
+from infra.local import flights, postgres
+from jobplatform import client_store, database, jobs, migrations, results, settings
+from jobplatform import queue as queues
+from jobplatform.usecases import run_job
+
+_OURS = ("DATABASE_", "DATA_DATABASE_", "QUEUE_", "RESULTS_", "JOBS_", "WORKER_", "API_")
+BUCKET = "results-bucket"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environ() -> None:
+    """What a developer's shell says must not reach a test."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "POWERTOOLS_", "JOBPLATFORM_", *_OURS)):
+            del os.environ[name]
+    os.environ.update(
+        AWS_DEFAULT_REGION="eu-central-1",
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+        POWERTOOLS_METRICS_NAMESPACE="JobPlatform",
+        POWERTOOLS_SERVICE_NAME="tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, _clean_environ: None
+) -> Iterator[postgres.LocalPostgres]:
+    with postgres.LocalPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def migrated(server: postgres.LocalPostgres) -> settings.DatabaseSettings:
+    """The platform's database, at head."""
+    address = settings.DatabaseSettings(url=server.url("platform"))
+    engine = database.create_engine(address, application_name="tests")
+    migrations.upgrade(engine)
+    engine.dispose()
+    return address
+
+
+@pytest.fixture
+def address(migrated: settings.DatabaseSettings) -> Iterator[settings.DatabaseSettings]:
+    """The platform's database, empty."""
+    engine = database.create_engine(migrated, application_name="tests")
+    with engine.begin() as conn:
+        conn.exec_driver_sql(
+            "TRUNCATE jobplatform.clients, jobplatform.api_keys, jobplatform.jobs,"
+            " jobplatform.attempts, jobplatform.transitions"
+        )
+    engine.dispose()
+    yield migrated
+
+
+@pytest.fixture
+def engine(address: settings.DatabaseSettings) -> Iterator[sa.Engine]:
+    made = database.create_engine(address, application_name="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture(scope="session")
+def data(server: postgres.LocalPostgres) -> settings.DataDatabaseSettings:
+    """The adopter's database, with all 336,776 flights."""
+    flights.load(server.url("data"))
+    return settings.DataDatabaseSettings(url=server.url("data"))
+
+
+@pytest.fixture
+def aws(_clean_environ: None) -> Iterator[None]:
+    with moto.mock_aws():
+        yield
+
+
+@pytest.fixture
+def bucket(aws: None) -> results.Bucket:
+    client = boto3.client("s3")
+    client.create_bucket(
+        Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    return results.Bucket(client, BUCKET)
+
+
+@pytest.fixture
+def queue(aws: None) -> queues.Queue:
+    client = boto3.client("sqs")
+    return queues.Queue(client, client.create_queue(QueueName="jobs")["QueueUrl"])
+
+
+@pytest.fixture
+def client_id(engine: sa.Engine) -> uuid.UUID:
+    return new_client(engine, "acme")
+
+
+def new_client(engine: sa.Engine, name: str) -> uuid.UUID:
+    made = jobs.new_id()
+    with engine.begin() as conn:
+        client_store.create(conn, client_id=made, name=name)
+    return made
+
+
+@pytest.fixture
+def worker(
+    engine: sa.Engine,
+    data: settings.DataDatabaseSettings,
+    bucket: results.Bucket,
+    queue: queues.Queue,
+) -> run_job.Worker:
+    """A worker with short times, so that tests need not wait."""
+    return run_job.Worker(
+        name="test-worker",
+        engine=engine,
+        data=data,
+        bucket=bucket,
+        queue=queue,
+        jobs=settings.JobSettings(heartbeat=dt.timedelta(milliseconds=50)),
+        results=settings.ResultSettings(bucket=bucket.name),
+        settings=settings.WorkerSettings(part_bytes=5 * 2**20),
+    )
