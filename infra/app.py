@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from aws_cdk import App
-from jobplatform.settings import ResultSettings
 
 from infra.bundling import ROOT, Bundle
 from infra.options import Options
 from infra.stacks.data import DataStack
 from infra.stacks.service import ServiceStack
 from infra.targets import target_named
+from jobplatform.settings import ResultSettings
 
 
 def build(

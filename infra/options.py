@@ -5,9 +5,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jobplatform import settings
-
 from infra.targets import Target
+from jobplatform import settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

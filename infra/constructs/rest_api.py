@@ -9,9 +9,9 @@ from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
-from jobplatform.plans import Plan
 
 from infra.targets import Target
+from jobplatform.plans import Plan
 
 PROBLEM_TYPE_BASE = "/docs/errors#"
 """The same as `jobplatform.problems.TYPE_BASE`; a test compares them."""
@@ -145,6 +145,8 @@ class RestApi(Construct):
                 ),
             ),
         )
+        # The stack has an output of its own for it.
+        self.api.node.try_remove_child("Endpoint")
         # One permission for the whole API: one per method would fill the function's policy.
         integration = apigateway.LambdaIntegration(
             function, allow_test_invoke=False, scope_permission_to_method=False

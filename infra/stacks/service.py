@@ -8,16 +8,6 @@ from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
-from jobplatform.plans import PLANS
-from jobplatform.settings import (
-    ApiSettings,
-    DatabaseSettings,
-    DataDatabaseSettings,
-    JobSettings,
-    QueueSettings,
-    ResultSettings,
-    WorkerSettings,
-)
 
 from infra.bundling import CA_BUNDLE, Bundle
 from infra.constructs.alarms import Alarms
@@ -29,6 +19,16 @@ from infra.environment import Environment
 from infra.options import Options
 from infra.stacks.data import DataStack
 from infra.targets import Target
+from jobplatform.plans import PLANS
+from jobplatform.settings import (
+    ApiSettings,
+    DatabaseSettings,
+    DataDatabaseSettings,
+    JobSettings,
+    QueueSettings,
+    ResultSettings,
+    WorkerSettings,
+)
 
 _MIGRATION_TIMEOUT = timedelta(minutes=15)
 
