@@ -21,6 +21,9 @@ def client(service: str, endpoint_url: str | None = None) -> Any:
             read_timeout=60 if service == "s3" else 10,
             retries={"mode": "standard", "max_attempts": 3},
             max_pool_connections=8,
+            # Without this, boto3 still presigns in version 2 in some regions, which S3 refuses for
+            # buckets with KMS keys and for response headers.
+            signature_version="s3v4" if service == "s3" else None,
             s3={"addressing_style": "path" if endpoint_url else "auto"},
         ),
     )
