@@ -57,7 +57,7 @@ class Target:
     alarms: bool
     api_access_logs: bool
     retain_data: bool
-    """True: bucket, database and secrets survive the deletion of their stack."""
+    """True: the bucket and the secrets survive the deletion of their stack."""
     public_s3_endpoint: str | None = None
     """S3 as a person who downloads sees it; None: as the functions see it."""
 

@@ -20,11 +20,15 @@ class Database(Construct):
         vpc: ec2.IVpc,
         clients: ec2.ISecurityGroup,
         removal_policy: RemovalPolicy,
+        secret_removal_policy: RemovalPolicy,
     ) -> None:
         super().__init__(scope, id)
         engine = rds.DatabaseInstanceEngine.postgres(
             version=rds.PostgresEngineVersion.of(settings.version, settings.version.split(".")[0])
         )
+        self.secret = rds.DatabaseSecret(self, "Secret", username="jobplatform")
+        # Retained with the data that it opens: a restored snapshot has the same password.
+        self.secret.apply_removal_policy(secret_removal_policy)
         self.instance = rds.DatabaseInstance(
             self,
             "Instance",
@@ -40,7 +44,7 @@ class Database(Construct):
             vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED),
             multi_az=settings.multi_az,
             database_name=settings.name,
-            credentials=rds.Credentials.from_generated_secret("jobplatform"),
+            credentials=rds.Credentials.from_secret(self.secret),
             storage_type=rds.StorageType.GP3,
             allocated_storage=settings.storage_gib,
             max_allocated_storage=settings.max_storage_gib,
@@ -58,5 +62,3 @@ class Database(Construct):
             f"postgresql://{self.instance.instance_endpoint.socket_address}/{settings.name}"
             "?sslmode=verify-full"
         )
-        assert self.instance.secret is not None
-        self.secret = self.instance.secret

@@ -38,7 +38,9 @@ class DataStack(Stack):
                 settings=target.database,
                 vpc=self.network.vpc,
                 clients=self.network.functions,
-                removal_policy=removal_policy,
+                # A database that stayed would hold its network; a snapshot does not.
+                removal_policy=RemovalPolicy.SNAPSHOT,
+                secret_removal_policy=removal_policy,
             )
         self.results = ResultsBucket(
             self, "Results", keep_for=keep_results_for, removal_policy=removal_policy
