@@ -46,7 +46,7 @@ _TIMEOUT = _Answer(
 )
 
 # DEFAULT_4XX and DEFAULT_5XX stand for what is not named here, such as a type that AWS adds later.
-_ANSWERS = {
+ANSWERS = {
     "DEFAULT_4XX": _BAD_REQUEST,
     "DEFAULT_5XX": _INTERNAL,
     "BAD_REQUEST_BODY": _BAD_REQUEST,
@@ -156,7 +156,7 @@ class RestApi(Construct):
         for path in _WITH_KEY:
             resource = self.api.root.resource_for_path(path)
             resource.add_method("ANY", integration, api_key_required=True)
-        for response_type, answer in _ANSWERS.items():
+        for response_type, answer in ANSWERS.items():
             self._answer(response_type, answer)
         self.usage_plans = {plan.name: self._usage_plan(plan) for plan in plans}
 
