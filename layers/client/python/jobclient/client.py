@@ -101,6 +101,8 @@ class Client:
         }
         body |= {name: value for name, value in optional.items() if value is not None}
         key = idempotency_key if idempotency_key is not None else str(uuid.uuid4())
+        if not key.isascii() or not key.isprintable():
+            raise ValueError("An Idempotency-Key has printable ASCII characters only")
         response = self._request(
             "POST", "/jobs", json=body, headers={"Idempotency-Key": key}, retry_conflict=True
         )

@@ -1,0 +1,5 @@
+"""`python -m jobclient` is `jobs`."""
+
+from jobclient.cli import main
+
+main()
