@@ -5,6 +5,7 @@ HTTP calls of boto3's Lambda client. It keeps clients and keys as the platform's
 """
 
 import base64
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,12 @@ from tests.unit.jobclient.scripted_server import Reply, ScriptedServer, Seen
 
 REGION = "eu-central-1"
 FUNCTIONS = ("admin", "api", "worker", "dispatcher", "purge")
+
+
+@functools.cache
+def session() -> boto3.Session:
+    """One for all tests: it keeps what it has read of AWS's service descriptions, 10 MB of JSON."""
+    return boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION)
 
 
 class Refusal(Exception):
@@ -38,9 +45,7 @@ class AdminPlatform:
         """Results of the commands that this platform does not play."""
         self.breaks: dict[str, Reply | Callable[[], Reply]] = {}
         """Answers of the Lambda service instead of the command's own."""
-        self.session = boto3.Session(
-            aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION
-        )
+        self.session = session()
         self.apigateway = self.session.client("apigateway")
         self.plan_ids = {
             name: self.apigateway.create_usage_plan(name=name)["id"] for name in ("basic", "pro")

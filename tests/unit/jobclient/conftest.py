@@ -1,11 +1,13 @@
 """Fixtures of the client's tests: a scripted server, time that only the client's waits move."""
 
 import dataclasses
+import functools
+import io
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from jobclient import Client, Retry
+from jobclient import Client, Retry, cli, commands
 from tests.unit.jobclient.scripted_server import ScriptedServer
 
 
@@ -80,3 +82,39 @@ def make_client(server: ScriptedServer, fake_time: FakeTime) -> Iterator[Callabl
 @pytest.fixture
 def client(make_client: Callable[..., Client]) -> Client:
     return make_client()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def jobs(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    server: ScriptedServer,
+    fake_time: FakeTime,
+) -> Callable[..., Run]:
+    """Runs a `jobs` command line against the scripted server, without waiting."""
+    monkeypatch.setenv("JOBS_API_URL", f"{server.url}/prod")
+    monkeypatch.setenv("JOBS_API_KEY", "key-1")
+    monkeypatch.setattr(
+        commands.client,
+        "Client",
+        functools.partial(Client, sleep=fake_time.sleep, clock=fake_time.clock),
+    )
+
+    def run(*arguments: object, stdin: str = "") -> Run:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Run(ended.value.code, captured.out, captured.err)
+
+    return run
