@@ -20,6 +20,7 @@ VENV = ROOT / ".venv"
 EMULATOR = ROOT / ".local" / "emulator"
 SAMPLE_DATA = ROOT / ".local" / "sample-data"
 STAMP = VENV / "setup.json"
+INDEX_OF_PIP = VENV / "index.txt"
 
 DEV_LOCK = ROOT / "requirements-dev.txt"
 EMULATOR_LOCK = ROOT / "infra" / "local" / "requirements.txt"
@@ -78,6 +79,14 @@ def _install() -> None:
     )
 
 
+def uv_environ() -> "dict[str, str]":
+    """The environment in which uv trusts and asks whom pip does; by itself it reads no pip.conf."""
+    environ = {"UV_SYSTEM_CERTS": "true", **os.environ}
+    if INDEX_OF_PIP.exists():
+        environ.setdefault("UV_DEFAULT_INDEX", INDEX_OF_PIP.read_text())
+    return environ
+
+
 class Uv:
     """Installs by uv from the index that pip would use, and by pip itself once uv has failed."""
 
@@ -85,10 +94,12 @@ class Uv:
         self._path = path
         self._python = python
         self._works = True
-        self._environ = {**os.environ, "UV_SYSTEM_CERTS": "true"}
         index = _index_of_pip(python)
+        INDEX_OF_PIP.unlink(missing_ok=True)
         if index is not None:
-            self._environ.setdefault("UV_DEFAULT_INDEX", index)
+            INDEX_OF_PIP.touch(mode=0o600)
+            INDEX_OF_PIP.write_text(index)
+        self._environ = uv_environ()
 
     def sync(self, lock: Path, python: Path) -> None:
         if not self._try("sync", "--python", python, "--require-hashes", lock):
