@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 
+from infra.local import install
 from infra.targets import Target
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -252,7 +253,7 @@ def _install(requirements: pathlib.Path, folder: pathlib.Path, target: Target) -
     else:
         command += ["--python-platform", target.wheel_platform]
         command += ["--python-version", target.runtime.removeprefix("python")]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=install.uv_environ())
 
 
 def _interpreter_for(runtime: str) -> str | None:
