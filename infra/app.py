@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -50,4 +51,7 @@ def build(
 
 
 if __name__ == "__main__":
-    build().synth()
+    try:
+        build().synth()
+    except ValueError as error:
+        sys.exit(str(error))

@@ -30,7 +30,15 @@ CA_BUNDLE = pathlib.PurePosixPath("rds-ca.pem")
 """In `layers/dependencies/`: the certificate authorities of RDS, which the adopter downloads."""
 
 _NOT_SHIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", ".DS_Store")
-_NOT_NEEDED_AT_RUN_TIME = ("**/tests", "**/__pycache__", "bin", "**/*.pyi", "**/*.pyx", "**/*.pxd")
+_NOT_NEEDED_AT_RUN_TIME = (
+    ".lock",
+    "bin",
+    "**/tests",
+    "**/__pycache__",
+    "**/*.pyi",
+    "**/*.pyx",
+    "**/*.pxd",
+)
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _STALE_AFTER_SECONDS = 3600
 
@@ -175,7 +183,7 @@ class Bundle:
         """Adds byte code that is taken as it is, whatever the time stamps that unzipping leaves."""
         if self._compiler is None:
             return
-        command = [self._compiler, "-m", "compileall", "-q", "-j", "0"]
+        command = [self._compiler, "-I", "-m", "compileall", "-q", "-j", "0"]
         command += ["--invalidation-mode", "unchecked-hash"]
         command += ["-s", str(tree), "-p", mounted_at, str(tree)]
         subprocess.run(command, check=True)
