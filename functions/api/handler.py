@@ -8,7 +8,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from functions.api import openapi, routes
 from jobplatform import problems
-from jobplatform.observability import logger, metrics
+from jobplatform.observability import logger
 
 app = APIGatewayRestResolver(enable_validation=True, serializer=routes.to_json)
 problems.install(app)
@@ -17,6 +17,5 @@ openapi.install(app)
 
 
 @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_REST)
-@metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     return app.resolve(event, context)

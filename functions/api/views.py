@@ -24,12 +24,15 @@ def _bounded(limit: int) -> Any:
     return pydantic.AfterValidator(check)
 
 
-class SubmitJobRequest(pydantic.BaseModel):
+class _View(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class SubmitJobRequest(_View):
     """A job to be done."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid",
-        frozen=True,
         json_schema_extra={
             "examples": [{"template_name": "flights", "parameters": {"carrier": "UA"}}]
         },
@@ -55,7 +58,7 @@ class SubmitJobRequest(pydantic.BaseModel):
         return value
 
 
-class Progress(pydantic.BaseModel):
+class Progress(_View):
     """How far a job is; `percent` is an estimate, null where there is none."""
 
     rows: int
@@ -63,14 +66,14 @@ class Progress(pydantic.BaseModel):
     percent: int | None
 
 
-class JobError(pydantic.BaseModel):
+class JobError(_View):
     """Why a job failed, in words for the customer."""
 
     code: str
     message: str
 
 
-class ResultView(pydantic.BaseModel):
+class ResultView(_View):
     """Facts of a result; `bytes` and `sha256` are those of the file as it is downloaded."""
 
     rows: int
@@ -83,7 +86,7 @@ class ResultView(pydantic.BaseModel):
     expires_at: dt.datetime
 
 
-class Links(pydantic.BaseModel):
+class Links(_View):
     """Paths below the address of the API."""
 
     self: str
@@ -91,7 +94,7 @@ class Links(pydantic.BaseModel):
     cancel: str | None
 
 
-class JobView(pydantic.BaseModel):
+class JobView(_View):
     """A job as its client sees it."""
 
     id: str
@@ -162,14 +165,14 @@ class JobView(pydantic.BaseModel):
         )
 
 
-class JobPage(pydantic.BaseModel):
+class JobPage(_View):
     """Jobs, newest first; `next_cursor` is null on the last page."""
 
     items: list[JobView]
     next_cursor: str | None
 
 
-class DownloadView(pydantic.BaseModel):
+class DownloadView(_View):
     """Where a result can be fetched, and until when that works."""
 
     url: str
@@ -180,12 +183,12 @@ class DownloadView(pydantic.BaseModel):
     sha256: str
 
 
-class ColumnView(pydantic.BaseModel):
+class ColumnView(_View):
     name: str
     type: str
 
 
-class TemplateView(pydantic.BaseModel):
+class TemplateView(_View):
     """A report that can be asked for; `parameters` is their JSON Schema."""
 
     name: str
@@ -210,11 +213,11 @@ class TemplateView(pydantic.BaseModel):
         )
 
 
-class TemplateList(pydantic.BaseModel):
+class TemplateList(_View):
     items: list[TemplateView]
 
 
-class Health(pydantic.BaseModel):
+class Health(_View):
     """Whether the API works, and what was asked to know it."""
 
     status: Literal["ok", "unavailable"]
@@ -222,7 +225,7 @@ class Health(pydantic.BaseModel):
     checks: dict[str, str]
 
 
-class ProblemDetail(pydantic.BaseModel):
+class ProblemDetail(_View):
     """Where in the request a value is not allowed."""
 
     loc: list[str | int]
@@ -230,7 +233,7 @@ class ProblemDetail(pydantic.BaseModel):
     type: str
 
 
-class Problem(pydantic.BaseModel):
+class Problem(_View):
     """An error (RFC 9457); `code` is stable, `instance` is the request's id."""
 
     type: str

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import sqlalchemy as sa
+from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from jobplatform import aws, database, results
@@ -35,4 +36,9 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         now=dt.datetime.now(dt.UTC),
         seconds_left=lambda: context.get_remaining_time_in_millis() / 1000,
     )
-    return dataclasses.asdict(purged)
+    done = dataclasses.asdict(purged)
+    for name in ("jobs", "results"):
+        metrics.add_metric(
+            name=f"{name.capitalize()}Purged", unit=MetricUnit.Count, value=done[name]
+        )
+    return done

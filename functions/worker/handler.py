@@ -5,6 +5,7 @@ import functools
 import time
 from typing import Any
 
+from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import (
     BatchProcessor,
     EventType,
@@ -48,11 +49,12 @@ def handle_record(record: SQSRecord, lambda_context: LambdaContext) -> None:
     """A doorbell that cannot be read fails, and so comes to the dead-letter queue."""
     queue.parse(record.body)
     worker = dataclasses.replace(_worker(), name=lambda_context.aws_request_id)
-    run_job.drain(
+    done = run_job.drain(
         worker,
         seconds_left=lambda: lambda_context.get_remaining_time_in_millis() / 1000,
         clock=time.monotonic,
     )
+    metrics.add_metric(name="JobsRun", unit=MetricUnit.Count, value=done)
 
 
 @logger.inject_lambda_context

@@ -46,9 +46,10 @@ def find_caller(conn: sa.Connection, api_key: str) -> Caller | None:
 def create(conn: sa.Connection, *, client_id: uuid.UUID, name: str) -> dt.datetime:
     """Makes a client and answers when; raises `errors.ClientExists`."""
     try:
-        return conn.execute(
+        created_at: dt.datetime = conn.execute(
             sa.insert(clients).values(id=client_id, name=name).returning(clients.c.created_at)
         ).scalar_one()
+        return created_at
     except exc.IntegrityError as error:
         if "clients_name_key" in str(error):
             raise errors.ClientExists(f"A client named {name} exists.") from error

@@ -12,10 +12,8 @@ import sqlalchemy as sa
 from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig
 from aws_lambda_powertools.utilities.idempotency import exceptions as powertools
 from aws_lambda_powertools.utilities.idempotency.base import IdempotencyHandler
-from aws_lambda_powertools.utilities.idempotency.persistence.base import (
-    BasePersistenceLayer,
-    DataRecord,
-)
+from aws_lambda_powertools.utilities.idempotency.persistence.base import BasePersistenceLayer
+from aws_lambda_powertools.utilities.idempotency.persistence.datarecord import DataRecord
 
 from jobplatform import database, errors, job_store, jobs
 
@@ -24,7 +22,7 @@ class JobRecord(BasePersistenceLayer):
     """A persistence layer for one request: it puts `new`, or finds the job that its key already names."""
 
     def __init__(self, engine: sa.Engine, new: job_store.NewJob, max_queued: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._engine = engine
         self._new = new
         self._max_queued = max_queued

@@ -127,4 +127,4 @@ def _body(
 
 def _methods_at(app: APIGatewayRestResolver, path: str) -> set[str]:
     routes = [*app._static_routes, *app._dynamic_routes]
-    return {method for route in routes if route.rule.match(path) for method in route.method}
+    return {route.method for route in routes if route.rule.match(path)}

@@ -89,11 +89,6 @@ class _Compiler(base.PGCompiler):
     def render_literal_value(self, value: Any, type_: Any) -> str:
         return literal(value)
 
-    def render_literal_bindparam(self, bindparam: Any, **kw: Any) -> str:
-        if bindparam.expanding:
-            return str(super().render_literal_bindparam(bindparam, **kw))
-        return literal(bindparam.effective_value)
-
 
 class _Dialect(base.PGDialect):
     statement_compiler = _Compiler
@@ -101,7 +96,7 @@ class _Dialect(base.PGDialect):
 
 
 # The named style leaves a percent sign in text alone; the driver's would double it.
-_dialect = _Dialect(paramstyle="named")
+_dialect = _Dialect(paramstyle="named")  # type: ignore[no-untyped-call]
 
 
 def select(statement: sa.Select[Any]) -> str:

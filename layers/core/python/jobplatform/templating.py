@@ -20,9 +20,9 @@ Read = Callable[[sa.Select[Any]], Iterator[Sequence[Any]]]
 
 
 class Params(pydantic.BaseModel):
-    """Base of a template's parameters: unknown names are refused."""
+    """Base of a template's parameters: unknown names are refused, docstrings of fields are shown."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _load(name: str) -> Template:
         raise TypeError(f"templates/{name}.py has no `template = Template(...)`")
     title, _, description = inspect.cleandoc(module.__doc__ or name).partition("\n")
     return dataclasses.replace(
-        template, name=name, title=title.strip(), description=description.strip()
+        template, name=name, title=title.strip(), description=" ".join(description.split())
     )
 
 
