@@ -37,6 +37,9 @@ class Refusal(Exception):
 class AdminPlatform:
     """A platform that keeps what the commands did, and breaks where the test says."""
 
+    asked_for: list[dict[str, Any]]
+    """Arguments of the AWS sessions that command lines made."""
+
     def __init__(self, server: ScriptedServer) -> None:
         self.clients: dict[str, dict[str, Any]] = {}
         self.commands: list[tuple[str, dict[str, Any]]] = []

@@ -20,9 +20,17 @@ def platform(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", server.url)
     # Reading the service descriptions anew for each command line takes most of a test's time.
     only = session()
-    monkeypatch.setattr(boto3, "Session", lambda **arguments: only)
+    asked_for = []
+
+    def make(**arguments):
+        asked_for.append(arguments)
+        return only
+
+    monkeypatch.setattr(boto3, "Session", make)
     with mock_aws():
-        yield AdminPlatform(server)
+        platform = AdminPlatform(server)
+        platform.asked_for = asked_for
+        yield platform
 
 
 def test_create_client_prints_the_key_ready_to_paste(platform, jobs):
@@ -206,6 +214,20 @@ def test_another_stack_is_named_by_option_or_variable(platform, jobs, monkeypatc
     assert "no stack Elsewhere" in jobs("admin", "list-clients", "--stack", "Elsewhere").err
     monkeypatch.setenv("JOBS_STACK", "Nowhere")
     assert "no stack Nowhere" in jobs("admin", "list-clients").err
+
+
+def test_region_and_profile_come_from_options_or_variables(platform, jobs, monkeypatch):
+    jobs("admin", "list-clients", "--region", "us-east-1", "--profile", "ops")
+    jobs("admin", "list-clients")
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    jobs("admin", "list-clients")
+
+    assert platform.asked_for == [
+        {"profile_name": "ops", "region_name": "us-east-1"},
+        {"profile_name": None, "region_name": REGION},
+        {"profile_name": None, "region_name": "eu-north-1"},
+    ]
 
 
 def test_without_boto3_it_says_what_to_install(jobs, monkeypatch):

@@ -76,6 +76,13 @@ def test_a_gzip_file_larger_than_a_block_is_counted_whole(file):
     assert manifests.verify(file, manifest).rows == 824_288
 
 
+def test_csv_for_excel_is_counted_as_csv(file):
+    parts = [b'\xef\xbb\xbfid,text\r\n1,"a\r\nb"\r\n2,c\r\n']
+    file.write_bytes(parts[0])
+
+    assert manifests.verify(file, manifest_of(parts, rows=(2,), format="csv-excel")).rows == 2
+
+
 def test_lines_of_json_have_no_header(file):
     parts = [b'{"a":"\\n"}\n{"a":"x\\"y"}\n']
     file.write_bytes(parts[0])

@@ -531,7 +531,7 @@ def _explain(error: Exception) -> str:
                 "AWS_SECRET_ACCESS_KEY (an emulator takes any)."
             )
         case botocore.exceptions.NoRegionError():
-            return "There is no AWS region: give --region or set AWS_REGION."
+            return "There is no AWS region: give --region or set AWS_DEFAULT_REGION."
         case botocore.exceptions.EndpointConnectionError():
             return f"{error} Is AWS_ENDPOINT_URL right, and does it run?"
         case _:

@@ -23,10 +23,19 @@ dead_letters = typer.Typer(
 app.add_typer(dead_letters, name="dead-letters")
 
 Stack = Annotated[
-    str, typer.Option("--stack", envvar="JOBS_STACK", help="Name of the service stack.")
+    str,
+    typer.Option("--stack", metavar="NAME", envvar="JOBS_STACK", help="Name of the service stack."),
 ]
-Region = Annotated[str | None, typer.Option("--region", help="AWS region.")]
-Profile = Annotated[str | None, typer.Option("--profile", help="AWS profile.")]
+Region = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        metavar="REGION",
+        envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
+        help="AWS region; default: the profile's.",
+    ),
+]
+Profile = Annotated[str | None, typer.Option("--profile", metavar="PROFILE", help="AWS profile.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[str, typer.Argument(metavar="CLIENT", help="Name or id of the client.")]
@@ -38,7 +47,9 @@ STACK = "JobPlatformService"
 @app.command()
 def create_client(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new client.")],
-    plan: Annotated[str, typer.Option("--plan", help="Usage plan of its first key.")] = "basic",
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="PLAN", help="Usage plan of its first key.")
+    ] = "basic",
     stack: Stack = STACK,
     region: Region = None,
     profile: Profile = None,
@@ -52,7 +63,9 @@ def create_client(
 @app.command()
 def add_key(
     client: Name,
-    plan: Annotated[str, typer.Option("--plan", help="Usage plan of the key.")] = "basic",
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="PLAN", help="Usage plan of the key.")
+    ] = "basic",
     stack: Stack = STACK,
     region: Region = None,
     profile: Profile = None,
@@ -67,10 +80,14 @@ def add_key(
 def rotate_key(
     client: Name,
     plan: Annotated[
-        str | None, typer.Option("--plan", help="Plan of the new key; default: as before.")
+        str | None,
+        typer.Option("--plan", metavar="PLAN", help="Plan of the new key; default: as before."),
     ] = None,
     key_id: Annotated[
-        str | None, typer.Option("--key-id", help="Replace this key only; default: all of them.")
+        str | None,
+        typer.Option(
+            "--key-id", metavar="KEY_ID", help="Replace this key only; default: all of them."
+        ),
     ] = None,
     grace: Annotated[
         bool, typer.Option("--grace", help="Leave the old keys working until `revoke-key`.")
@@ -195,15 +212,21 @@ def invoke(
 @app.command()
 def list_jobs(
     status: Annotated[
-        str | None, typer.Option("--status", help="queued, running, succeeded, failed, cancelled.")
+        str | None,
+        typer.Option(
+            "--status", metavar="STATUS", help="queued, running, succeeded, failed, cancelled."
+        ),
     ] = None,
     client: Annotated[
-        str | None, typer.Option("--client", help="Jobs of this client (name or id) only.")
+        str | None,
+        typer.Option("--client", metavar="CLIENT", help="Jobs of this client (name or id) only."),
     ] = None,
     stuck: Annotated[
         bool, typer.Option("--stuck", help="Only those that wait or run longer than they should.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")
+    ] = 50,
     stack: Stack = STACK,
     region: Region = None,
     profile: Profile = None,

@@ -25,22 +25,31 @@ app = typer.Typer(
 app.add_typer(admin_commands.app, name="admin")
 
 Url = Annotated[
-    str, typer.Option("--url", envvar="JOBS_API_URL", help="Address of the API, stage included.")
+    str,
+    typer.Option(
+        "--url", metavar="URL", envvar="JOBS_API_URL", help="Address of the API, stage included."
+    ),
 ]
 Key = Annotated[
     str,
     typer.Option(
-        "--key", envvar="JOBS_API_KEY", help="API key; better by the variable than by the option."
+        "--key",
+        metavar="KEY",
+        envvar="JOBS_API_KEY",
+        help="API key; better by the variable than by the option.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", min=0, help="Stop waiting after so many seconds.")
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", min=0, help="Stop waiting after so many seconds."),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File or folder; an existing file is replaced."),
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="File or folder; an existing file is replaced."
+    ),
 ]
 
 
@@ -60,7 +69,9 @@ def submit(
     params_file: Annotated[
         Path | None,
         typer.Option(
-            "--params-file", help="JSON object of parameters, - for stdin; --param wins over it."
+            "--params-file",
+            metavar="FILE",
+            help="JSON object of parameters, - for stdin; --param wins over it.",
         ),
     ] = None,
     run_at: Annotated[
@@ -69,7 +80,9 @@ def submit(
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", help="The same key makes the same job for 24 hours."),
+        typer.Option(
+            "--idempotency-key", metavar="KEY", help="The same key makes the same job for 24 hours."
+        ),
     ] = None,
     metadata: Annotated[
         list[str] | None,
@@ -77,9 +90,12 @@ def submit(
             "--metadata", metavar="NAME=TEXT|NAME:=JSON", help="Kept with the job, not read."
         ),
     ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="csv (default) or jsonl.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="csv (default), csv-excel or jsonl."),
+    ] = None,
     compression: Annotated[
-        str | None, typer.Option("--compression", help="none (default) or gzip.")
+        str | None, typer.Option("--compression", metavar="KIND", help="none (default) or gzip.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job is final.")] = False,
     timeout: Timeout = None,
@@ -124,10 +140,13 @@ def list_(
     url: Url,
     key: Key,
     status: Annotated[
-        str | None, typer.Option("--status", help="queued, running, succeeded, failed, cancelled.")
+        str | None,
+        typer.Option(
+            "--status", metavar="STATUS", help="queued, running, succeeded, failed, cancelled."
+        ),
     ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="Jobs of this template only.")
+        str | None, typer.Option("--template", metavar="NAME", help="Jobs of this template only.")
     ] = None,
     created_after: Annotated[
         str | None, typer.Option("--created-after", metavar="TIME", help="RFC 3339.")
@@ -135,7 +154,9 @@ def list_(
     created_before: Annotated[
         str | None, typer.Option("--created-before", metavar="TIME", help="RFC 3339.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")
+    ] = 20,
     json_: Json = False,
 ) -> None:
     """List your jobs, newest first."""

@@ -105,9 +105,9 @@ class _RowCounter:
         return cls(manifest.format, manifest.compression or "none")
 
     def __init__(self, format: str, compression: str) -> None:
-        self._csv = format == "csv"
+        self._csv = format in ("csv", "csv-excel")
         self._gzip = compression == "gzip"
-        self._readable = format in ("csv", "jsonl") and compression in ("none", "gzip")
+        self._readable = (self._csv or format == "jsonl") and compression in ("none", "gzip")
         self._inflater = zlib.decompressobj(wbits=31)
         self._in_member = False
         self._lines = 0
