@@ -1,6 +1,5 @@
-"""The templates against CloudFormation's own schemas: AWS refuses properties that emulators ignore."""
+"""The templates against CloudFormation's schemas: AWS refuses properties that emulators ignore."""
 
-import json
 import subprocess
 import sys
 
@@ -12,14 +11,9 @@ HARMLESS = ["W3005", "W6001"]
 
 
 def test_cloudformation_would_take_the_templates(any_target: Synthesized) -> None:
-    command = [sys.executable, "-m", "cfnlint", "--format", "json", "--ignore-checks", *HARMLESS]
+    command = [sys.executable, "-m", "cfnlint", "--ignore-checks", *HARMLESS]
     command += ["--template", *(str(template.path) for template in any_target.templates)]
 
     done = subprocess.run(command, capture_output=True, text=True)
 
-    complaints = [
-        f"{found['Rule']['Id']} {found['Message']} ({'/'.join(map(str, found['Location']['Path']))})"
-        for found in json.loads(done.stdout)
-    ]
-    assert complaints == []
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
