@@ -94,13 +94,13 @@ class Run:
 
 
 @pytest.fixture
-def jobs(
+def jobctl(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     server: ScriptedServer,
     fake_time: FakeTime,
 ) -> Callable[..., Run]:
-    """Runs a `jobs` command line against the scripted server, without waiting."""
+    """Runs a `jobctl` command line against the scripted server, without waiting."""
     monkeypatch.setenv("JOBS_API_URL", f"{server.url}/prod")
     monkeypatch.setenv("JOBS_API_KEY", "key-1")
     monkeypatch.setattr(

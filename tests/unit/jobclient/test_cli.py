@@ -50,18 +50,18 @@ def result(server):
 # Submit
 
 
-def test_submit_prints_the_job_and_what_to_do_next(jobs, result):
-    run = jobs("submit", "flights", "-p", "carrier=AA")
+def test_submit_prints_the_job_and_what_to_do_next(jobctl, result):
+    run = jobctl("submit", "flights", "-p", "carrier=AA")
 
     assert run.code == ExitCode.DONE
     assert JOB["id"] in run.out
     assert "queued" in run.out
-    assert f"jobs wait {JOB['id']}" in run.err
+    assert f"jobctl wait {JOB['id']}" in run.err
 
 
-def test_submit_sends_what_the_options_say(server, jobs, result, tmp_path):
+def test_submit_sends_what_the_options_say(server, jobctl, result, tmp_path):
     (tmp_path / "p.json").write_text('{"carrier": "ZZ", "origin": ["JFK"]}')
-    run = jobs(
+    run = jobctl(
         *("submit", "flights", "--params-file", tmp_path / "p.json"),
         *("-p", "carrier=A=A", "-p", "year:=2013", "--param", "days:=[1, 2]", "-p", "empty="),
         *("--run-at", "2030-01-01T00:00:00Z", "--idempotency-key", "mine"),
@@ -88,14 +88,14 @@ def test_submit_sends_what_the_options_say(server, jobs, result, tmp_path):
     assert json.loads(run.out)["idempotency_key"] == "mine"
 
 
-def test_submit_reads_parameters_from_stdin(server, jobs, result):
-    jobs("submit", "flights", "--params-file", "-", stdin='{"carrier": "UA"}')
+def test_submit_reads_parameters_from_stdin(server, jobctl, result):
+    jobctl("submit", "flights", "--params-file", "-", stdin='{"carrier": "UA"}')
 
     assert server.requests[0].json["parameters"] == {"carrier": "UA"}
 
 
-def test_submit_with_output_follows_the_job_and_downloads(server, jobs, result, tmp_path):
-    run = jobs("submit", "flights", "--output", tmp_path / "out.csv")
+def test_submit_with_output_follows_the_job_and_downloads(server, jobctl, result, tmp_path):
+    run = jobctl("submit", "flights", "--output", tmp_path / "out.csv")
 
     assert run.code == ExitCode.DONE
     assert (tmp_path / "out.csv").read_bytes() == CONTENT
@@ -103,8 +103,8 @@ def test_submit_with_output_follows_the_job_and_downloads(server, jobs, result, 
     assert f"{tmp_path}/out.csv: {len(CONTENT)} bytes" in run.out
 
 
-def test_submit_as_json_prints_one_document(jobs, result, tmp_path):
-    run = jobs("submit", "flights", "-o", tmp_path, "--json")
+def test_submit_as_json_prints_one_document(jobctl, result, tmp_path):
+    run = jobctl("submit", "flights", "-o", tmp_path, "--json")
 
     document = json.loads(run.out)
     assert (document["status"], document["result"]["rows"]) == ("succeeded", 2)
@@ -112,11 +112,11 @@ def test_submit_as_json_prints_one_document(jobs, result, tmp_path):
     assert document["file"]["sha256"] == RESULT["sha256"]
 
 
-def test_submit_of_a_job_that_fails_prints_it_and_fails(server, jobs, tmp_path):
+def test_submit_of_a_job_that_fails_prints_it_and_fails(server, jobctl, tmp_path):
     server.on("POST", "/prod/jobs", Reply(status=202, body=JOB))
     server.on("GET", PATH, Reply(body=FAILED))
 
-    run = jobs("submit", "flights", "--output", tmp_path / "out.csv", "--json")
+    run = jobctl("submit", "flights", "--output", tmp_path / "out.csv", "--json")
 
     assert run.code == ExitCode.JOB_FAILED
     assert json.loads(run.out)["error"]["code"] == "too_large"
@@ -124,10 +124,10 @@ def test_submit_of_a_job_that_fails_prints_it_and_fails(server, jobs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_submit_without_an_answer_tells_how_to_repeat_it_safely(server, jobs):
+def test_submit_without_an_answer_tells_how_to_repeat_it_safely(server, jobctl):
     server.on("POST", "/prod/jobs", Reply(drop=True))
 
-    run = jobs("submit", "flights")
+    run = jobctl("submit", "flights")
 
     (key,) = {request.headers["idempotency-key"] for request in server.requests}
     assert run.code == ExitCode.UNREACHABLE
@@ -135,11 +135,11 @@ def test_submit_without_an_answer_tells_how_to_repeat_it_safely(server, jobs):
     assert "Traceback" not in run.err
 
 
-def test_submit_shows_which_parameter_is_wrong(server, jobs):
+def test_submit_shows_which_parameter_is_wrong(server, jobctl):
     wrong = [{"loc": ["body", "parameters", "carrier"], "msg": "too long", "type": "t"}]
     server.on("POST", "/prod/jobs", problem(422, "invalid_request", "Not valid", errors=wrong))
 
-    run = jobs("submit", "flights", "-p", "carrier=AAAA")
+    run = jobctl("submit", "flights", "-p", "carrier=AAAA")
 
     assert run.code == ExitCode.FAILED
     assert "body.parameters.carrier: too long" in run.err
@@ -167,26 +167,26 @@ def test_submit_shows_which_parameter_is_wrong(server, jobs):
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_a_wrong_command_line_sends_nothing(server, jobs, arguments, says):
-    run = jobs("submit", "flights", *arguments)
+def test_a_wrong_command_line_sends_nothing(server, jobctl, arguments, says):
+    run = jobctl("submit", "flights", *arguments)
 
     assert run.code == ExitCode.USAGE
     assert says in run.err
     assert server.requests == []
 
 
-def test_a_parameter_file_that_is_no_object_is_refused(jobs, tmp_path):
+def test_a_parameter_file_that_is_no_object_is_refused(jobctl, tmp_path):
     (tmp_path / "p.json").write_text("[1]")
-    assert "JSON object" in jobs("submit", "f", "--params-file", tmp_path / "p.json").err
+    assert "JSON object" in jobctl("submit", "f", "--params-file", tmp_path / "p.json").err
 
     (tmp_path / "p.json").write_bytes(b'{"a": "\xff"}')
-    assert jobs("submit", "f", "--params-file", tmp_path / "p.json").code == ExitCode.USAGE
+    assert jobctl("submit", "f", "--params-file", tmp_path / "p.json").code == ExitCode.USAGE
 
 
-def test_url_and_key_are_asked_for_by_name(jobs, monkeypatch):
+def test_url_and_key_are_asked_for_by_name(jobctl, monkeypatch):
     monkeypatch.delenv("JOBS_API_KEY")
 
-    run = jobs("list")
+    run = jobctl("list")
 
     assert run.code == ExitCode.USAGE
     assert "JOBS_API_KEY" in run.err
@@ -195,11 +195,11 @@ def test_url_and_key_are_asked_for_by_name(jobs, monkeypatch):
 # Looking
 
 
-def test_list_shows_a_table_that_keeps_ids_whole_in_a_pipe(server, jobs, monkeypatch):
+def test_list_shows_a_table_that_keeps_ids_whole_in_a_pipe(server, jobctl, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     server.on("GET", "/prod/jobs", Reply(body={"items": [RUNNING, DONE], "next_cursor": None}))
 
-    run = jobs("list")
+    run = jobctl("list")
 
     rows = [line for line in run.out.splitlines() if JOB["id"] in line]
     assert "running" in rows[0]
@@ -207,7 +207,7 @@ def test_list_shows_a_table_that_keeps_ids_whole_in_a_pipe(server, jobs, monkeyp
     assert "succeeded" in rows[1]
 
 
-def test_list_stops_at_its_limit_over_pages(server, jobs):
+def test_list_stops_at_its_limit_over_pages(server, jobctl):
     server.on(
         "GET",
         "/prod/jobs",
@@ -215,7 +215,7 @@ def test_list_stops_at_its_limit_over_pages(server, jobs):
         Reply(body={"items": [JOB] * 2, "next_cursor": "c2"}),
     )
 
-    run = jobs(
+    run = jobctl(
         *("list", "--limit", 3, "--status", "queued", "--template", "flights", "--json"),
         *("--created-after", "2026-01-01T00:00:00Z", "--created-before", "2027-01-01T00:00:00Z"),
     )
@@ -230,19 +230,19 @@ def test_list_stops_at_its_limit_over_pages(server, jobs):
     }
 
 
-def test_an_empty_list_says_so_beside_stdout(server, jobs):
+def test_an_empty_list_says_so_beside_stdout(server, jobctl):
     server.on("GET", "/prod/jobs", Reply(body={"items": [], "next_cursor": None}))
 
-    run = jobs("list")
+    run = jobctl("list")
 
     assert (run.code, run.out) == (ExitCode.DONE, "")
     assert "None." in run.err
 
 
-def test_show_says_what_is_known(server, jobs):
+def test_show_says_what_is_known(server, jobctl):
     server.on("GET", PATH, Reply(body=RUNNING), Reply(body=DONE), Reply(body=FAILED))
 
-    running, done, failed = (jobs("show", JOB["id"]).out for _ in range(3))
+    running, done, failed = (jobctl("show", JOB["id"]).out for _ in range(3))
 
     assert "1,500 rows, 9.0 kB, 40 %" in running
     assert f"2 rows, {len(CONTENT)} bytes, csv" in done
@@ -250,23 +250,23 @@ def test_show_says_what_is_known(server, jobs):
     assert "Too many rows (too_large)" in failed
 
 
-def test_show_as_json_keeps_fields_of_a_later_version(server, jobs):
+def test_show_as_json_keeps_fields_of_a_later_version(server, jobctl):
     server.on("GET", PATH, Reply(body=JOB | {"priority": 5}))
 
-    assert json.loads(jobs("show", JOB["id"], "--json").out)["priority"] == 5
+    assert json.loads(jobctl("show", JOB["id"], "--json").out)["priority"] == 5
 
 
-def test_text_of_others_cannot_steer_the_terminal(server, jobs):
+def test_text_of_others_cannot_steer_the_terminal(server, jobctl):
     evil = JOB | {"template_name": "\x1b]0;owned\x07[red]x[/red]", "metadata": {"a": "\x1b[2J"}}
     server.on("GET", PATH, Reply(body=evil))
 
-    run = jobs("show", JOB["id"])
+    run = jobctl("show", JOB["id"])
 
     assert "\x1b" not in run.out
     assert "[red]x[/red]" in run.out
 
 
-def test_cancel_tells_done_from_under_way(server, jobs):
+def test_cancel_tells_done_from_under_way(server, jobctl):
     server.on(
         "POST",
         f"{PATH}/cancel",
@@ -274,12 +274,12 @@ def test_cancel_tells_done_from_under_way(server, jobs):
         Reply(body=RUNNING),
     )
 
-    assert "is cancelled" in jobs("cancel", JOB["id"]).out
-    assert "is being cancelled (now: running)" in jobs("cancel", JOB["id"]).out
-    assert json.loads(jobs("cancel", JOB["id"], "--json").out)["status"] == "running"
+    assert "is cancelled" in jobctl("cancel", JOB["id"]).out
+    assert "is being cancelled (now: running)" in jobctl("cancel", JOB["id"]).out
+    assert json.loads(jobctl("cancel", JOB["id"], "--json").out)["status"] == "running"
 
 
-def test_templates_are_listed_and_shown_with_their_parameters(server, jobs):
+def test_templates_are_listed_and_shown_with_their_parameters(server, jobctl):
     template = {
         "name": "flights",
         "version": "2",
@@ -306,10 +306,10 @@ def test_templates_are_listed_and_shown_with_their_parameters(server, jobs):
     server.on("GET", "/prod/templates/flights", Reply(body=template))
     server.on("GET", "/prod/templates/bare", Reply(body=bare))
 
-    assert "All flights" in jobs("templates").out
-    names = [one["name"] for one in json.loads(jobs("templates", "--json").out)]
+    assert "All flights" in jobctl("templates").out
+    names = [one["name"] for one in json.loads(jobctl("templates", "--json").out)]
     assert names == ["flights", "bare"]
-    shown = jobs("templates", "flights").out
+    shown = jobctl("templates", "flights").out
     for expected in (
         "Two letters",
         "list of string",
@@ -322,15 +322,15 @@ def test_templates_are_listed_and_shown_with_their_parameters(server, jobs):
         "dep_delay",
     ):
         assert expected in shown
-    assert "takes no parameters" in jobs("templates", "bare").out
-    assert json.loads(jobs("templates", "flights", "--json").out)["version"] == "2"
+    assert "takes no parameters" in jobctl("templates", "bare").out
+    assert json.loads(jobctl("templates", "flights", "--json").out)["version"] == "2"
 
 
 # Waiting and downloading
 
 
-def test_wait_ends_with_the_job(server, jobs, result):
-    run = jobs("wait", JOB["id"])
+def test_wait_ends_with_the_job(server, jobctl, result):
+    run = jobctl("wait", JOB["id"])
 
     assert run.code == ExitCode.DONE
     assert "succeeded" in run.out
@@ -338,54 +338,54 @@ def test_wait_ends_with_the_job(server, jobs, result):
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_wait_for_a_job_without_a_result_fails(server, jobs, status):
+def test_wait_for_a_job_without_a_result_fails(server, jobctl, status):
     server.on("GET", PATH, Reply(body=FAILED | {"status": status}))
 
-    run = jobs("wait", JOB["id"])
+    run = jobctl("wait", JOB["id"])
 
     assert run.code == ExitCode.JOB_FAILED
     assert status in run.out
 
 
-def test_wait_ends_at_its_timeout(server, jobs):
+def test_wait_ends_at_its_timeout(server, jobctl):
     server.on("GET", PATH, Reply(body=RUNNING))
 
-    run = jobs("wait", JOB["id"], "--timeout", 5)
+    run = jobctl("wait", JOB["id"], "--timeout", 5)
 
     assert run.code == ExitCode.DEADLINE
     assert "still running after 5 s; it goes on" in run.err
 
 
-def test_ctrl_c_leaves_the_job_running_and_says_how_to_return(server, jobs):
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_return(server, jobctl):
     def interrupt(seen):
         os.kill(os.getpid(), signal.SIGINT)
         return Reply(body=RUNNING)
 
     server.on("GET", PATH, interrupt)
 
-    run = jobs("wait", JOB["id"])
+    run = jobctl("wait", JOB["id"])
 
     assert run.code == ExitCode.INTERRUPTED
-    assert f"jobs wait {JOB['id']}" in run.err
+    assert f"jobctl wait {JOB['id']}" in run.err
 
 
-def test_download_writes_into_the_present_folder(jobs, result, tmp_path, monkeypatch):
+def test_download_writes_into_the_present_folder(jobctl, result, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    run = jobs("download", JOB["id"])
+    run = jobctl("download", JOB["id"])
 
     assert run.code == ExitCode.DONE
     assert (tmp_path / "flights.csv").read_bytes() == CONTENT
     assert RESULT["sha256"] in run.out
 
 
-def test_download_says_how_much_was_there_already(jobs, result, tmp_path):
+def test_download_says_how_much_was_there_already(jobctl, result, tmp_path):
     (tmp_path / "out.csv.part").write_bytes(CONTENT[:10])
 
-    run = jobs("download", JOB["id"], "-o", tmp_path / "out.csv")
+    run = jobctl("download", JOB["id"], "-o", tmp_path / "out.csv")
     assert "10 bytes of it from before" in run.out
 
-    run = jobs("download", JOB["id"], "-o", tmp_path / "out.csv", "--json")
+    run = jobctl("download", JOB["id"], "-o", tmp_path / "out.csv", "--json")
     assert json.loads(run.out) == {
         "path": str(tmp_path / "out.csv"),
         "bytes": len(CONTENT),
@@ -394,27 +394,27 @@ def test_download_says_how_much_was_there_already(jobs, result, tmp_path):
     }
 
 
-def test_download_of_wrong_bytes_leaves_nothing(server, jobs, result, tmp_path):
+def test_download_of_wrong_bytes_leaves_nothing(server, jobctl, result, tmp_path):
     server.on("GET", "/object", stored(CONTENT[:-1] + b"X"))
 
-    run = jobs("download", JOB["id"], "-o", tmp_path / "out.csv")
+    run = jobctl("download", JOB["id"], "-o", tmp_path / "out.csv")
 
     assert run.code == ExitCode.MISMATCH
     assert list(tmp_path.iterdir()) == []
 
 
-def test_download_into_a_folder_that_is_not_there_says_so(jobs, result, tmp_path):
-    run = jobs("download", JOB["id"], "-o", tmp_path / "no" / "out.csv")
+def test_download_into_a_folder_that_is_not_there_says_so(jobctl, result, tmp_path):
+    run = jobctl("download", JOB["id"], "-o", tmp_path / "no" / "out.csv")
 
     assert run.code == ExitCode.FAILED
     assert "No such file or directory" in run.err
     assert "Traceback" not in run.err
 
 
-def test_a_terminal_sees_progress_on_stderr(jobs, result, tmp_path, monkeypatch):
+def test_a_terminal_sees_progress_on_stderr(jobctl, result, tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
 
-    run = jobs("submit", "flights", "-o", tmp_path / "out.csv", "--json")
+    run = jobctl("submit", "flights", "-o", tmp_path / "out.csv", "--json")
 
     assert json.loads(run.out)["status"] == "succeeded"
     assert "downloading" in run.err
@@ -438,31 +438,31 @@ def test_a_terminal_sees_progress_on_stderr(jobs, result, tmp_path, monkeypatch)
         (Reply(body=b"<html>"), ExitCode.FAILED),
     ],
 )
-def test_scripts_can_tell_what_went_wrong(server, jobs, reply, code):
+def test_scripts_can_tell_what_went_wrong(server, jobctl, reply, code):
     server.on("GET", PATH, reply)
 
-    run = jobs("show", JOB["id"])
+    run = jobctl("show", JOB["id"])
 
     assert run.code == code
     assert run.err.startswith("Error: ")
     assert run.out == ""
 
 
-def test_an_error_of_the_platform_names_the_request(server, jobs):
+def test_an_error_of_the_platform_names_the_request(server, jobctl):
     server.on("GET", PATH, problem(500, "internal_error"))
 
-    assert "Tell the operator this request id: request-1" in jobs("show", JOB["id"]).err
+    assert "Tell the operator this request id: request-1" in jobctl("show", JOB["id"]).err
 
 
-def test_a_wrong_key_says_where_the_key_comes_from(server, jobs):
+def test_a_wrong_key_says_where_the_key_comes_from(server, jobctl):
     server.on("GET", PATH, problem(403, "forbidden"))
 
-    assert "JOBS_API_KEY" in jobs("show", JOB["id"]).err
+    assert "JOBS_API_KEY" in jobctl("show", JOB["id"]).err
 
 
-def test_an_empty_id_is_a_wrong_command_line(server, jobs):
+def test_an_empty_id_is_a_wrong_command_line(server, jobctl):
     for command in ("show", "wait", "download", "cancel"):
-        assert jobs(command, "").code == ExitCode.USAGE
+        assert jobctl(command, "").code == ExitCode.USAGE
     assert server.requests == []
 
 
@@ -473,44 +473,44 @@ def manifest(**changes):
     return {"format": "csv", "compression": "none", "parts": []} | RESULT | changes
 
 
-def test_verify_needs_neither_url_nor_key(jobs, tmp_path, monkeypatch):
+def test_verify_needs_neither_url_nor_key(jobctl, tmp_path, monkeypatch):
     monkeypatch.delenv("JOBS_API_URL")
     monkeypatch.delenv("JOBS_API_KEY")
     (tmp_path / "f.csv").write_bytes(CONTENT)
     (tmp_path / "m.json").write_text(json.dumps(manifest()))
 
-    run = jobs("verify", tmp_path / "f.csv", tmp_path / "m.json")
+    run = jobctl("verify", tmp_path / "f.csv", tmp_path / "m.json")
     assert (run.code, "2 rows, 16 bytes, SHA-256 equal" in run.out) == (ExitCode.DONE, True)
 
-    run = jobs("verify", tmp_path / "f.csv", tmp_path / "m.json", "--json")
+    run = jobctl("verify", tmp_path / "f.csv", tmp_path / "m.json", "--json")
     assert json.loads(run.out)["rows"] == 2
 
 
-def test_verify_of_a_format_it_cannot_count(jobs, tmp_path):
+def test_verify_of_a_format_it_cannot_count(jobctl, tmp_path):
     (tmp_path / "f").write_bytes(CONTENT)
     (tmp_path / "m.json").write_text(json.dumps(manifest(format="parquet")))
 
-    assert "rows not counted" in jobs("verify", tmp_path / "f", tmp_path / "m.json").out
+    assert "rows not counted" in jobctl("verify", tmp_path / "f", tmp_path / "m.json").out
 
 
-def test_verify_says_everything_that_differs(jobs, tmp_path):
+def test_verify_says_everything_that_differs(jobctl, tmp_path):
     (tmp_path / "f.csv").write_bytes(CONTENT + b"3,c\n")
     (tmp_path / "m.json").write_text(json.dumps(manifest()))
 
-    run = jobs("verify", tmp_path / "f.csv", tmp_path / "m.json")
+    run = jobctl("verify", tmp_path / "f.csv", tmp_path / "m.json")
 
     assert run.code == ExitCode.MISMATCH
     assert "20 bytes, not 16" in run.err
     assert "3 rows, not 2" in run.err
 
 
-def test_verify_of_files_that_are_not_there_or_no_manifest(jobs, tmp_path):
+def test_verify_of_files_that_are_not_there_or_no_manifest(jobctl, tmp_path):
     (tmp_path / "f.csv").write_bytes(CONTENT)
     (tmp_path / "m.json").write_text("{}")
 
-    assert jobs("verify", tmp_path / "f.csv", tmp_path / "nothing").code == ExitCode.FAILED
-    assert jobs("verify", tmp_path / "nothing", tmp_path / "m.json").code == ExitCode.MISMATCH
-    run = jobs("verify", tmp_path / "f.csv", tmp_path / "m.json")
+    assert jobctl("verify", tmp_path / "f.csv", tmp_path / "nothing").code == ExitCode.FAILED
+    assert jobctl("verify", tmp_path / "nothing", tmp_path / "m.json").code == ExitCode.MISMATCH
+    run = jobctl("verify", tmp_path / "f.csv", tmp_path / "m.json")
     assert (run.code, "is not a manifest" in run.err) == (ExitCode.MISMATCH, True)
 
 

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
 COMMON = ("--url", "--key", "--stack", "--region", "--profile", "--json")
 
 
-def all_commands(command=None, name="jobs") -> Iterator[tuple[str, object]]:
+def all_commands(command=None, name="jobctl") -> Iterator[tuple[str, object]]:
     command = command or typer.main.get_command(commands.app)
     children = getattr(command, "commands", None)
     if children is None:
@@ -54,7 +54,7 @@ def _has_default(parameter) -> bool:
 
 
 def sections() -> dict[str, str]:
-    found = re.split(r"^#+ `(jobs [^`]+)`$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = re.split(r"^#+ `(jobctl [^`]+)`$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 

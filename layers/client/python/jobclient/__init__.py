@@ -1,6 +1,6 @@
 """Typed client of the Async Job Platform: submit a report, wait for it, download it.
 
-The command line (`jobs`) and the operator's commands (`jobclient.admin`) stand on it; they need
+The command line (`jobctl`) and the operator's commands (`jobclient.admin`) stand on it; they need
 Typer, Rich and boto3, this core needs httpx and pydantic only.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m jobclient` is `jobs`."""
+"""`python -m jobclient` is `jobctl`."""
 
 from jobclient.cli import main
 

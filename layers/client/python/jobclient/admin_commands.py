@@ -1,4 +1,4 @@
-"""`jobs admin`: the operator's commands, each a thin skin over `Admin`."""
+"""`jobctl admin`: the operator's commands, each a thin skin over `Admin`."""
 
 import dataclasses
 import json
@@ -109,7 +109,7 @@ def rotate_key(
     for api_key_id in rotation.revoked:
         output.note(f"Revoked: {api_key_id}")
     for api_key_id in rotation.still_valid:
-        output.note(f"Still works, end it with: jobs admin revoke-key {api_key_id}")
+        output.note(f"Still works, end it with: jobctl admin revoke-key {api_key_id}")
 
 
 @app.command()
@@ -332,7 +332,7 @@ def purge(
 
 def _admin(stack: str, region: str | None, profile: str | None) -> "Admin":
     try:
-        # Loading boto3 takes longer than most commands of `jobs` that do not need it.
+        # Loading boto3 takes longer than most commands of `jobctl` that do not need it.
         from jobclient.admin import Admin
     except ModuleNotFoundError as error:
         if error.name != "boto3":

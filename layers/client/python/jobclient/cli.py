@@ -1,4 +1,4 @@
-"""`jobs`: the entry point; turns what went wrong into a sentence and an exit code."""
+"""`jobctl`: the entry point; turns what went wrong into a sentence and an exit code."""
 
 import enum
 import sys
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"jobs needs {error.name}: pip install 'async-job-platform[client]'")
+        sys.exit(f"jobctl needs {error.name}: pip install 'async-job-platform[client]'")
     try:
-        commands.app(arguments, prog_name="jobs")
+        commands.app(arguments, prog_name="jobctl")
     except errors.JobClientError as error:
         output.failure(str(error))
         if isinstance(error, errors.FunctionFailed) and error.log:

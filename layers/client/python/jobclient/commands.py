@@ -1,4 +1,4 @@
-"""The commands of `jobs`: each a thin skin over `Client`."""
+"""The commands of `jobctl`: each a thin skin over `Client`."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ import typer
 from jobclient import admin_commands, client, downloads, errors, manifests, models, output
 
 app = typer.Typer(
-    name="jobs",
+    name="jobctl",
     help="Ask for reports, follow them, download them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -58,7 +58,7 @@ def submit(
     url: Url,
     key: Key,
     template: Annotated[
-        str, typer.Argument(metavar="TEMPLATE", help="Which report; `jobs templates` lists them.")
+        str, typer.Argument(metavar="TEMPLATE", help="Which report; `jobctl templates` lists them.")
     ],
     parameters: Annotated[
         list[str] | None,
@@ -130,7 +130,7 @@ def submit(
                 output.as_json(job)
                 return
             output.job(job)
-            output.note(f"\nFollow it: jobs wait {job.id}\nThen:      jobs download {job.id}")
+            output.note(f"\nFollow it: jobctl wait {job.id}\nThen:      jobctl download {job.id}")
             return
         _finish(jobs, job.id, timeout, json_, download_to=path)
 
@@ -304,7 +304,7 @@ def _finish(
             # Short polls, because the answer comes at the end and people like to see rows move.
             job = jobs.wait(job_id, timeout=timeout, poll=3, on_update=update)
         except KeyboardInterrupt:
-            output.note(f"The job goes on. Follow it again: jobs wait {job_id}")
+            output.note(f"The job goes on. Follow it again: jobctl wait {job_id}")
             raise
     done = None
     if download_to is not None and job.status == "succeeded":
