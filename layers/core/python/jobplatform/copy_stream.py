@@ -1,32 +1,36 @@
 """COPY TO STDOUT at the speed of the socket.
 
-pg8000 calls Python several times for every row. The stream of messages is regular, so it is read here in large
-blocks and cut in one tight loop. That uses the connection's `_sock`, `send_QUERY` and message handlers, which are not
-public: the version of pg8000 is pinned, a contract test holds the names, and `copy_out` goes the public way when one
-is missing.
+pg8000 calls Python several times for every row. The stream of messages is regular, so it is read
+here in large blocks and cut in one tight loop. That uses the connection's `_sock`, `send_QUERY` and
+`message_types`, which are not public: the version of pg8000 is pinned, a contract test holds the
+names, and `copy_out` goes the public way when one is missing.
 """
 
 import struct
 from collections.abc import Callable
 from typing import Any
 
+import pg8000.core
 import pg8000.native
 
-Write = Callable[[bytes, int], None]
-"""Takes whole rows and how many they are."""
+Write = Callable[[bytes, int, bytes], None]
+"""Takes a block of whole rows, how many they are, and the last of them."""
 
 BLOCK_BYTES = 256 * 1024
 _length = struct.Struct(">I").unpack_from
 _COPY_DATA, _READY = b"dZ"
+# CopyOutResponse and CopyDone carry nothing that is needed; pg8000's handler wants a stream.
+_SILENT = b"Hc"
 
 
 def copy_out(
     connection: pg8000.native.Connection, sql: str, write: Write, *, crlf: bool = False
 ) -> int:
-    """Runs a COPY … TO STDOUT and gives its rows to `write` in blocks: the number of rows, header included.
+    """Runs a COPY … TO STDOUT and gives its rows to `write` in blocks: the number of rows.
 
-    `crlf` ends each row with CR LF instead of LF. Raises what pg8000 raises for errors of the server, at any time after
-    rows were written. After any exception the connection is in the middle of something: close it.
+    A header counts as a row here. `crlf` ends each row with CR LF instead of LF. Raises what pg8000
+    raises for errors of the server, at any time after rows were written. After any exception the
+    connection is in the middle of something: close it.
     """
     if not is_fast(connection):
         return _copy_out_public(connection, sql, write, crlf)
@@ -63,7 +67,7 @@ def copy_out(
         pending = data[position:]
         if pieces:
             rows += len(pieces)
-            write(_join(pieces, crlf), len(pieces))
+            write(_join(pieces, crlf), len(pieces), pieces[-1])
         if len(pending) > 5:
             # One message longer than a block: read the whole of it at once.
             missing = 1 + _length(pending, 1)[0] - len(pending)
@@ -81,10 +85,6 @@ def is_fast(connection: Any) -> bool:
     ) and hasattr(connection._sock, "read1")
 
 
-# CopyOutResponse and CopyDone carry nothing that is needed; pg8000's handler of the first wants a stream.
-_SILENT = b"Hc"
-
-
 def _join(pieces: list[bytes], crlf: bool) -> bytes:
     if crlf:
         return b"\r\n".join([piece[:-1] for piece in pieces]) + b"\r\n"
@@ -99,7 +99,7 @@ def _copy_out_public(
 
         def write(self, piece: bytes) -> None:
             self.rows += 1
-            write(_join([piece], crlf), 1)
+            write(_join([piece], crlf), 1, piece)
 
     stream = Stream()
     connection.run(sql, stream=stream)

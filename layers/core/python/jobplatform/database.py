@@ -1,4 +1,5 @@
-"""Connections to Postgres by pg8000: TLS, secrets, the engine of the platform's own tables, and its transactions."""
+"""Connections to Postgres by pg8000: TLS, secrets, the engine of the platform's own tables, and its
+transactions."""
 
 import contextlib
 import functools
@@ -19,6 +20,8 @@ from sqlalchemy import event, exc
 from jobplatform import errors, tables
 
 CONNECT_TIMEOUT = 5.0
+DriverError = pg8000.native.DatabaseError
+"""What the server answers as an error, raised by connections outside the engine."""
 _IDLE_BEFORE_PING = 60.0
 
 

@@ -28,6 +28,7 @@ PlatformError
 └── ExecutionError               how an attempt ended other than by a result
     ├── PermanentFailure         fail now, trying again cannot help
     │   ├── TemplateRejected
+    │   ├── ExportTooLong
     │   └── ResultTooLarge
     ├── RetryLater               again, and not counted as an attempt
     ├── LeaseLost                another attempt owns the job; touch nothing
@@ -241,6 +242,13 @@ class ResultTooLarge(PermanentFailure):
     safe_message = (
         "The result is larger than your plan or the template allows; narrow the parameters."
     )
+
+
+class ExportTooLong(PermanentFailure):
+    """The export needs longer than one worker may run, and its template declares no order."""
+
+    code = "export_too_long"
+    safe_message = "The report takes too long to make; narrow the parameters."
 
 
 class RetryLater(ExecutionError):

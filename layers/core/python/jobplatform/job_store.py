@@ -155,14 +155,17 @@ def heartbeat(
     rows: int,
     bytes_: int,
     estimate: int | None,
+    checkpoint: dict[str, Any] | None = None,
 ) -> bool | None:
     """Renews the lease and notes the progress: whether cancelling was asked for, None if the lease is lost."""
+    noted = {} if checkpoint is None else {"checkpoint": checkpoint}
     row = conn.execute(
         sa.update(jobs)
         .where(
             jobs.c.id == job_id, jobs.c.attempt_token == token, jobs.c.status == JobStatus.RUNNING
         )
         .values(
+            **noted,
             lease_expires_at=sa.func.now() + lease,
             rows_written=rows,
             bytes_written=bytes_,
@@ -253,6 +256,46 @@ def requeue(
         )
     )
     return result.rowcount == 1
+
+
+def note_taken_over(conn: sa.Connection, job_id: uuid.UUID, *, token: uuid.UUID) -> None:
+    """Tells the attempt that handed over that its snapshot is needed no more."""
+    conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.attempt_token == token)
+        .values(checkpoint=jobs.c.checkpoint.op("||")(sa.cast({"taken_over": True}, pg.JSONB)))
+    )
+
+
+def is_taken_over(conn: sa.Connection, job_id: uuid.UUID) -> bool:
+    """Whether nobody needs the snapshot in the job's checkpoint any more."""
+    found = conn.execute(sa.select(jobs.c.checkpoint).where(jobs.c.id == job_id)).first()
+    return found is None or found.checkpoint is None or bool(found.checkpoint["taken_over"])
+
+
+def drop_checkpoint(conn: sa.Connection, job_id: uuid.UUID, *, token: uuid.UUID) -> bool:
+    """The attempt starts over under a prefix of its own; what was uploaded is left to be cleaned."""
+    result = conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.attempt_token == token)
+        .values(checkpoint=None, rows_written=0, bytes_written=0)
+    )
+    conn.execute(sa.update(attempts).where(attempts.c.token == token).values(upload_token=token))
+    return result.rowcount == 1
+
+
+def absorb_attempts(conn: sa.Connection, job_id: uuid.UUID, *, upload_token: uuid.UUID) -> None:
+    """Attempts whose upload became the result have nothing of their own left to clean."""
+    conn.execute(
+        sa.update(attempts)
+        .where(
+            attempts.c.job_id == job_id,
+            attempts.c.upload_token == upload_token,
+            attempts.c.cleaned_at.is_(None),
+            attempts.c.outcome.is_distinct_from("published"),
+        )
+        .values(cleaned_at=_now)
+    )
 
 
 def end(
@@ -615,13 +658,20 @@ WITH RECURSIVE waiting AS (
          WHERE r.client_id = waiting.client_id AND r.status = 'running')
         / coalesce((CAST(:weights AS jsonb) ->> waiting.plan)::float, 1),
         c.last_claimed_at NULLS FIRST
-), next AS (
+), continuing AS (
+    SELECT c.id, c.client_id FROM jobplatform.jobs AS c
+    WHERE c.status = 'queued' AND c.checkpoint IS NOT NULL AND c.available_at <= now()
+    ORDER BY c.available_at LIMIT 1
+    FOR UPDATE SKIP LOCKED
+), fresh AS (
     SELECT due.id, due.client_id FROM ranked, LATERAL (
         SELECT q.id, q.client_id FROM jobplatform.jobs AS q
         WHERE q.client_id = ranked.client_id AND q.status = 'queued' AND q.available_at <= now()
         ORDER BY q.available_at, q.id LIMIT 1
         FOR UPDATE SKIP LOCKED) AS due
     LIMIT 1
+), next AS (
+    (SELECT id, client_id FROM continuing) UNION ALL (SELECT id, client_id FROM fresh) LIMIT 1
 ), served AS (
     UPDATE jobplatform.clients SET last_claimed_at = clock_timestamp()
     FROM next WHERE clients.id = next.client_id

@@ -1,11 +1,13 @@
-"""Results in S3: written part by part under their attempt's own key, presigned on demand, deleted for good.
+"""Results in S3: written part by part under their attempt's own key, presigned on demand, deleted
+for good.
 
-Reading the database, packing (compression and checksums) and uploading run side by side in three stages that hand
-on bounded amounts, so memory stays flat whatever the size of the result.
+Reading the database, packing (compression and checksums) and uploading run side by side in three
+stages that hand on bounded amounts, so memory stays flat whatever the size of the result.
 """
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -18,7 +20,7 @@ from typing import Any, Protocol
 
 from botocore import exceptions as aws
 
-from jobplatform import errors, jobs
+from jobplatform import errors, faults, jobs
 
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_PARTS = 10_000
@@ -165,11 +167,51 @@ def upload_token(key: str) -> uuid.UUID | None:
         return None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An upload as far as it is safe in S3; what a later writer goes on from."""
+
+    key: str
+    upload_id: str
+    parts: tuple[Part, ...]
+    rows: int
+    bytes_in: int
+    bytes_out: int
+    last_row: bytes
+    digest: str | None
+    """State of the SHA-256 over the whole object; None where the object has to be read for it."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "upload_id": self.upload_id,
+            "parts": [[part.rows, part.bytes, part.sha256, part.etag] for part in self.parts],
+            "rows": self.rows,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "last_row": base64.b64encode(self.last_row).decode(),
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Checkpoint":
+        parts = tuple(
+            Part(number=number, rows=rows, bytes=size, sha256=sha256, etag=etag)
+            for number, (rows, size, sha256, etag) in enumerate(found["parts"], 1)
+        )
+        last_row = base64.b64decode(found["last_row"])
+        return cls(**{**found, "parts": parts, "last_row": last_row})
+
+
 class ResultWriter:
     """One result on its way into S3.
 
-    `write` takes chunks of whole rows and may block until there is room. Then either `complete` or `abort`. An error
-    of packing or uploading is raised by the next call. A result that fits into one part is one PutObject.
+    `write` takes blocks of whole rows and may block until there is room. Then `complete`, `abort`
+    or `suspend`. An error of packing or uploading is raised by the next call. A result that fits
+    into one part is one PutObject. With `resume` it goes on where another writer was suspended.
+
+    `may_suspend` chooses a checksum whose state can be handed on, which costs more; a suspended
+    writer that had not chosen it makes the last one read the object once.
     """
 
     def __init__(
@@ -181,21 +223,26 @@ class ResultWriter:
         compression: jobs.Compression,
         part_bytes: int,
         max_bytes: int | None = None,
+        may_suspend: bool = False,
+        resume: Checkpoint | None = None,
     ) -> None:
         self._bucket = bucket
-        self.key = key
+        self.key = resume.key if resume else key
         self._content_type = content_type
         self._compression = compression
         self._part_bytes = max(part_bytes, MIN_PART_BYTES)
         self._max_bytes = max_bytes
-        self.rows = 0
-        self.bytes_in = 0
-        self._upload_id: str | None = None
-        self._parts: list[concurrent.futures.Future[Part]] = []
-        self._digest = hashlib.sha256()
-        self._bytes_out = 0
+        self.rows = resume.rows if resume else 0
+        self.bytes_in = resume.bytes_in if resume else 0
+        self._upload_id = resume.upload_id if resume else None
+        self._done: dict[int, Part] = {part.number: part for part in resume.parts} if resume else {}
+        self._resumed = resume
+        self._digest = _Digest(may_suspend, resume)
+        self._bytes_out = resume.bytes_out if resume else 0
+        # What is true behind each part that was cut, for the checkpoints.
+        self._marks: dict[int, Checkpoint] = {len(resume.parts): resume} if resume else {}
         self._last: tuple[list[bytes], int] | None = None
-        self._chunks: queue.Queue[tuple[bytes, int] | None] = queue.Queue(_CHUNKS_AHEAD)
+        self._chunks: queue.Queue[tuple[bytes, int, bytes] | None] = queue.Queue(_CHUNKS_AHEAD)
         self._error: BaseException | None = None
         self._room = threading.Semaphore(_UPLOADS_AT_ONCE)
         self._uploads = concurrent.futures.ThreadPoolExecutor(
@@ -204,84 +251,86 @@ class ResultWriter:
         self._packing = threading.Thread(target=self._pack_all, name="pack", daemon=True)
         self._packing.start()
 
-    def write(self, chunk: bytes, rows: int) -> None:
+    @property
+    def parts(self) -> int:
+        """How many parts are safe in S3."""
+        return len(self._done)
+
+    def write(self, block: bytes, rows: int, last: bytes) -> None:
+        """Takes whole rows; `last` is the last of them, for the checkpoint."""
         if self._error is not None:
             raise self._error
         self.rows += rows
-        self.bytes_in += len(chunk)
+        self.bytes_in += len(block)
         if self._max_bytes is not None and self.bytes_in > self._max_bytes:
             raise errors.ResultTooLarge(f"more than {self._max_bytes} bytes")
-        self._chunks.put((chunk, rows))
+        self._chunks.put((block, rows, last))
 
-    def complete(self, *, header_rows: int = 0) -> Stored:
-        """Waits for the last part and makes the object appear, whole. `header_rows` are not counted as rows."""
+    def complete(self) -> Stored:
+        """Waits for the last part and makes the object appear, whole."""
         self._chunks.put(None)
         self._packing.join()
+        self._uploads.shutdown()
         if self._error is not None:
             raise self._error
-        parts = [future.result() for future in self._parts]
         assert self._last is not None
         pieces, rows = self._last
         body = b"".join(pieces)
+        faults.point("upload.before_complete")
         if self._upload_id is None:
-            etag = self._bucket.client.put_object(
-                Bucket=self._bucket.name,
-                Key=self.key,
-                Body=body,
-                ContentType=self._content_type,
-                IfNoneMatch="*",
-            )["ETag"]
-            parts = [_part(1, body, rows - header_rows, etag)]
+            self._put(body, rows)
         else:
             if body:
                 self._room.acquire()
-                parts.append(self._upload(len(parts) + 1, body, rows))
-            parts[0] = dataclasses.replace(parts[0], rows=parts[0].rows - header_rows)
-            self._bucket.client.complete_multipart_upload(
-                Bucket=self._bucket.name,
-                Key=self.key,
-                UploadId=self._upload_id,
-                MultipartUpload={
-                    "Parts": [
-                        {
-                            "PartNumber": part.number,
-                            "ETag": part.etag,
-                            "ChecksumSHA256": _base64(part.sha256),
-                        }
-                        for part in parts
-                    ]
-                },
-                IfNoneMatch="*",
-            )
-        self._uploads.shutdown()
+                self._upload(len(self._done) + 1, body, rows)
+            self._complete_parts()
+        faults.point("upload.after_complete")
+        parts = tuple(self._done[number] for number in sorted(self._done))
         return Stored(
-            rows=self.rows - header_rows,
+            rows=self.rows,
             bytes=self._bytes_out,
-            sha256=self._digest.hexdigest(),
-            parts=tuple(parts),
+            sha256=self._digest.hexdigest() or self._read_digest(),
+            parts=parts,
         )
 
+    def checkpoint(self) -> Checkpoint | None:
+        """The upload up to the last part that is safe with all before it; None where none is."""
+        number = 0
+        while number + 1 in self._done:
+            number += 1
+        mark = self._marks.get(number)
+        if mark is None:
+            return None
+        parts = tuple(self._done[index] for index in range(1, number + 1))
+        return dataclasses.replace(mark, parts=parts)
+
+    def suspend(self) -> Checkpoint | None:
+        """Stops behind the last whole part, waits until it is safe, and leaves the upload open."""
+        self._stop()
+        self._uploads.shutdown()
+        return self.checkpoint()
+
     def abort(self) -> None:
-        """Stops the stages and removes what they wrote. Safe to call at any time."""
-        if self._error is None:
-            self._error = errors.ExecutionError("the upload was aborted")
-        if self._packing.is_alive():
-            # The packer may be waiting for a chunk, or for room; it looks at the error after both.
-            while self._packing.is_alive():
-                try:
-                    self._chunks.put(None, timeout=0.1)
-                except queue.Full:
-                    continue
-                self._packing.join(timeout=0.1)
+        """Stops the stages and removes what was written. Safe to call at any time."""
+        self._stop()
         self._uploads.shutdown(cancel_futures=True)
         if self._upload_id is not None:
             self._bucket.abort(self.key, self._upload_id)
+
+    def _stop(self) -> None:
+        if self._error is None:
+            self._error = errors.ExecutionError("the upload was stopped")
+        # The packer may be waiting for a block, or for room; it looks at the error after both.
+        while self._packing.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._chunks.put(None, timeout=0.05)
+            self._packing.join(timeout=0.05)
 
     def _pack_all(self) -> None:
         try:
             self._pack()
         except BaseException as error:
-            self._error = error
+            self._error = self._error or error
             # A writer that waits for room in the queue has to get it to see the error.
             while True:
                 try:
@@ -290,24 +339,28 @@ class ResultWriter:
                     break
 
     def _pack(self) -> None:
-        number = 1
+        number = len(self._done) + 1
         pieces: list[bytes] = []
         size = rows = 0
+        rows_before = self._resumed.rows if self._resumed else 0
+        bytes_in = self._resumed.bytes_in if self._resumed else 0
         packer: _Packer | None = None
-        while (item := self._next_chunk()) is not None:
-            chunk, count = item
+        while (item := self._next_block()) is not None:
+            block, count, last = item
             rows += count
+            bytes_in += len(block)
             if self._compression is jobs.Compression.GZIP:
                 packer = packer or _gzip_member()
-                chunk = packer.compress(chunk)
-            if chunk:
-                pieces.append(chunk)
-                size += len(chunk)
+                block = packer.compress(block)
+            if block:
+                pieces.append(block)
+                size += len(block)
             if size >= part_size(number, self._part_bytes):
                 if packer is not None:
                     pieces.append(packer.flush())
                     packer = None
-                self._send(number, pieces, rows)
+                rows_before += rows
+                self._send(number, pieces, rows, (rows_before, bytes_in, last))
                 number += 1
                 pieces, size, rows = [], 0, 0
         if packer is not None:
@@ -317,7 +370,7 @@ class ResultWriter:
         self._account(pieces)
         self._last = (pieces, rows)
 
-    def _next_chunk(self) -> tuple[bytes, int] | None:
+    def _next_block(self) -> tuple[bytes, int, bytes] | None:
         item = self._chunks.get()
         if self._error is not None:
             raise self._error
@@ -328,7 +381,9 @@ class ResultWriter:
             self._digest.update(piece)
             self._bytes_out += len(piece)
 
-    def _send(self, number: int, pieces: list[bytes], rows: int) -> None:
+    def _send(
+        self, number: int, pieces: list[bytes], rows: int, mark: tuple[int, int, bytes]
+    ) -> None:
         if number >= MAX_PARTS:
             raise errors.ResultTooLarge(f"more than {MAX_PARTS} parts")
         if self._upload_id is None:
@@ -338,15 +393,29 @@ class ResultWriter:
                 ContentType=self._content_type,
                 ChecksumAlgorithm="SHA256",
             )["UploadId"]
+            faults.point("upload.created")
         self._account(pieces)
+        rows_so_far, bytes_in, last = mark
+        self._marks[number] = Checkpoint(
+            key=self.key,
+            upload_id=self._upload_id,
+            parts=(),
+            rows=rows_so_far,
+            bytes_in=bytes_in,
+            bytes_out=self._bytes_out,
+            last_row=last,
+            digest=self._digest.state(),
+        )
+        self._marks.pop(number - 2 * _UPLOADS_AT_ONCE, None)
         self._room.acquire()
         if self._error is not None:
             raise self._error
-        self._parts.append(self._uploads.submit(self._upload, number, b"".join(pieces), rows))
+        self._uploads.submit(self._upload, number, b"".join(pieces), rows)
 
-    def _upload(self, number: int, body: bytes, rows: int) -> Part:
+    def _upload(self, number: int, body: bytes, rows: int) -> None:
         try:
             digest = hashlib.sha256(body).hexdigest()
+            faults.point("upload.part")
             etag = self._bucket.client.upload_part(
                 Bucket=self._bucket.name,
                 Key=self.key,
@@ -355,17 +424,87 @@ class ResultWriter:
                 Body=body,
                 ChecksumSHA256=_base64(digest),
             )["ETag"]
-            return Part(number=number, rows=rows, bytes=len(body), sha256=digest, etag=etag)
+            self._done[number] = Part(
+                number=number, rows=rows, bytes=len(body), sha256=digest, etag=etag
+            )
         except BaseException as error:
             self._error = self._error or error
-            raise
         finally:
             self._room.release()
 
+    def _put(self, body: bytes, rows: int) -> None:
+        digest = hashlib.sha256(body).hexdigest()
+        etag = self._bucket.client.put_object(
+            Bucket=self._bucket.name,
+            Key=self.key,
+            Body=body,
+            ContentType=self._content_type,
+            ChecksumSHA256=_base64(digest),
+            IfNoneMatch="*",
+        )["ETag"]
+        self._done[1] = Part(number=1, rows=rows, bytes=len(body), sha256=digest, etag=etag)
 
-def _part(number: int, body: bytes, rows: int, etag: str) -> Part:
-    digest = hashlib.sha256(body).hexdigest()
-    return Part(number=number, rows=rows, bytes=len(body), sha256=digest, etag=etag)
+    def _complete_parts(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._bucket.client.complete_multipart_upload(
+            Bucket=self._bucket.name,
+            Key=self.key,
+            UploadId=self._upload_id,
+            MultipartUpload={
+                "Parts": [
+                    {
+                        "PartNumber": number,
+                        "ETag": self._done[number].etag,
+                        "ChecksumSHA256": _base64(self._done[number].sha256),
+                    }
+                    for number in sorted(self._done)
+                ]
+            },
+            IfNoneMatch="*",
+        )
+
+    def _read_digest(self) -> str:
+        found = self._bucket.client.get_object(Bucket=self._bucket.name, Key=self.key)
+        digest = hashlib.sha256()
+        for block in found["Body"].iter_chunks(1024 * 1024):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+class _Digest:
+    """SHA-256 over the whole object. The standard library's is faster; only that of `rehashes` can
+    be handed on, and there is none of it for some platforms."""
+
+    def __init__(self, may_suspend: bool, resume: Checkpoint | None) -> None:
+        self._fast: Any = None
+        self._slow: Any = None
+        if resume is None and not may_suspend:
+            self._fast = hashlib.sha256()
+            return
+        try:
+            import rehashes
+        except ImportError:
+            self._fast = None if resume else hashlib.sha256()
+            return
+        if resume is None:
+            self._slow = rehashes.PySha256()
+        elif resume.digest is not None:
+            self._slow = rehashes.PySha256.deserialize(base64.b64decode(resume.digest))
+
+    def update(self, piece: bytes) -> None:
+        digest = self._fast or self._slow
+        if digest is not None:
+            digest.update(piece)
+
+    def state(self) -> str | None:
+        return base64.b64encode(self._slow.serialize()).decode() if self._slow else None
+
+    def hexdigest(self) -> str | None:
+        """None where it is not known without reading the object."""
+        if self._fast is not None:
+            return str(self._fast.hexdigest())
+        return str(self._slow.finalize()) if self._slow else None
 
 
 def _base64(hexdigest: str) -> str:

@@ -142,6 +142,9 @@ class WorkerSettings(Settings):
     """PostgreSQL `statement_timeout` of a template's query, unless the template sets a shorter one."""
     drain_for: Duration = timedelta(seconds=10)
     """After a job, the next due one is claimed at once while the invocation is younger than this."""
+    hand_over_before: Duration = timedelta(seconds=45)
+    """A long export is handed to the next invocation when less than this is left of this one: time
+    to finish parts, and for the next to start and take over the snapshot."""
     part_bytes: Annotated[int, pydantic.Field(ge=5 * 2**20)] = 16 * 2**20
     """Size of the first parts of an upload, bytes (S3: at least 5 MiB); later ones grow."""
 

@@ -78,7 +78,7 @@ jobs = sa.Table(
     sa.Column("rows_written", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("bytes_written", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("rows_estimated", sa.BigInteger),
-    sa.Column("checkpoint", pg.JSONB),
+    sa.Column("checkpoint", pg.JSONB(none_as_null=True)),
     sa.Column("error_code", sa.Text),
     sa.Column("error_message", sa.Text),
     sa.Column("idempotency_key", sa.Text),
@@ -139,6 +139,12 @@ jobs = sa.Table(
         postgresql_where=sa.text("status = 'queued'"),
     ),
     sa.Index("jobs_queued_idx", "available_at", postgresql_where=sa.text("status = 'queued'")),
+    # Exports that were handed over, which go before all others: a snapshot waits for them.
+    sa.Index(
+        "jobs_continuing_idx",
+        "available_at",
+        postgresql_where=sa.text("status = 'queued' AND checkpoint IS NOT NULL"),
+    ),
     # Without the lease's end, so that a heartbeat stays a heap-only update.
     sa.Index("jobs_running_idx", "client_id", postgresql_where=sa.text("status = 'running'")),
     sa.Index("jobs_expires_idx", "expires_at", postgresql_where=sa.text("expires_at IS NOT NULL")),

@@ -52,6 +52,9 @@ class Template:
     order: tuple[str, ...] = ()
     """Columns that are together unique and never NULL, and by which the query's rows can be sorted: what a long
     export continues by."""
+    split_by: str | None = None
+    """The first of `order`, an indexed integer: a large result is then read in ranges of it, two at
+    a time."""
     consistency: Consistency = "snapshot"
     """`snapshot`: one point in time, whatever happens. `live`: a continuation may see newer rows."""
     statement_timeout: dt.timedelta | None = None
@@ -66,6 +69,8 @@ class Template:
     def __post_init__(self) -> None:
         if (self.query is None) == (self.rows is None):
             raise TypeError("a template has either a query or rows")
+        if self.split_by is not None and self.order[:1] != (self.split_by,):
+            raise TypeError("split_by has to be the first column of order")
         if self.rows is not None and not self.columns:
             raise TypeError("a template with rows names its columns")
 

@@ -65,4 +65,4 @@ def query(params: Params) -> sa.Select[Any]:
     return statement
 
 
-template = Template(params=Params, query=query, order=("id",))
+template = Template(params=Params, query=query, order=("id",), split_by="id")

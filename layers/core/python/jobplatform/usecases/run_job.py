@@ -1,12 +1,12 @@
 """Running a job: claim, export, publish; every write is fenced by the attempt's token."""
 
-import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pydantic
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from jobplatform import (
     database,
     errors,
+    faults,
     job_store,
     jobs,
     plans,
@@ -31,6 +32,15 @@ from jobplatform.settings import (
     ResultSettings,
     WorkerSettings,
 )
+
+# Slower than any export measured: what is estimated to need longer than the time left at this speed
+# gets a checksum that can be handed over.
+_SLOW_BYTES_A_SECOND = 10 * 2**20
+# An export that cannot be handed over is given up when so little time is left, before Lambda kills
+# it.
+_STOP_SECONDS = 10.0
+_LEAVE_SECONDS = 1.0
+_TAKEN_OVER_POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +60,8 @@ class Worker:
 def drain(worker: Worker, *, seconds_left: Callable[[], float], clock: Callable[[], float]) -> int:
     """Runs due jobs one after the other for a short time: the number that were run.
 
-    Small jobs then cost less than an invocation each. When the time is over while jobs wait, they have doorbells of
-    their own, and the dispatcher behind those.
+    Small jobs then cost less than an invocation each. When the time is over while jobs wait, they
+    have doorbells of their own, and the dispatcher behind those.
     """
     until = clock() + worker.settings.drain_for.total_seconds()
     done = 0
@@ -65,7 +75,8 @@ def drain(worker: Worker, *, seconds_left: Callable[[], float], clock: Callable[
 def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | None:
     """Runs the job that is next and answers it as it was claimed; None where nothing is due.
 
-    A plain exception is a transient error and means another attempt later, `errors.PermanentFailure` the end.
+    A plain exception is a transient error and means another attempt later,
+    `errors.PermanentFailure` the end.
     """
     token = uuid.uuid4()
     weights = {plan.name: plan.weight for plan in plans.PLANS.values()}
@@ -77,10 +88,9 @@ def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | 
         _ring_for_the_almost_due(worker)
         return None
     logger.append_keys(job_id=str(job.id), template=job.template_name, attempt=job.attempts)
-    attempt = _Attempt(worker, job, token)
+    faults.point("claim.after")
     try:
-        with attempt.heartbeat():
-            attempt.run(seconds_left)
+        _Attempt(worker, job, token, seconds_left).run()
     finally:
         logger.remove_keys(["job_id", "template", "attempt"])
     return job
@@ -94,56 +104,285 @@ def _ring_for_the_almost_due(worker: Worker) -> None:
         worker.queue.ring(uuid.UUID(int=0), after=seconds)
 
 
+class _HandOver(Exception):
+    """Not an error: the time of this invocation is nearly over and the export goes on in another."""
+
+
 class _Attempt:
     """One try at one job, its lease, and what it has written so far."""
 
-    def __init__(self, worker: Worker, job: jobs.Job, token: uuid.UUID) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        job: jobs.Job,
+        token: uuid.UUID,
+        seconds_left: Callable[[], float],
+    ) -> None:
         self.worker = worker
         self.job = job
         self.token = token
+        self.seconds_left = seconds_left
+        self.upload_token = token
         self.writer: results.ResultWriter | None = None
-        self.source: exporting.Source | None = None
-        self.as_of: dt.datetime | None = None
-        self.estimate: int | None = None
+        self.export: exporting.Export | None = None
+        self.holder: exporting.Session | None = None
         self.interrupted: errors.ExecutionError | None = None
-        self._done = threading.Event()
+        self._resumed_parts = 0
+        self._saved_parts = 0
+        self._live = False
+        self._ended = threading.Event()
+        self._heartbeat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def run(self, seconds_left: Callable[[], float]) -> None:
+    def run(self) -> None:
+        self._heartbeat.start()
+        try:
+            self._run()
+        finally:
+            self._stop_heartbeat()
+
+    def _run(self) -> None:
         try:
             template, params = self._template()
-            stored, exported = self._export(template, params)
-            self._publish(template, stored, exported)
+            stored = self._export(template, params)
+            self._publish(template, stored)
+        except _HandOver:
+            self._hand_over()
         except errors.LeaseLost:
-            self._discard()
+            # The upload may be the next attempt's by now: the dispatcher cleans up what is nobody's.
+            self._discard(keep=self.upload_token != self.token)
             self._close("worker_lost", "lease_lost", "another attempt owns the job")
             logger.warning("lease lost")
         except errors.CancelRequested:
             self._discard()
-            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client", None, None)
-        except errors.RetryLater as error:
-            self._discard()
-            self._requeue(error.after, error.message, counted=False, detail=error.message)
+            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
         except errors.PermanentFailure as error:
             self._discard()
             self._fail(error.code, error.safe_message)
         except Exception as error:
-            self._discard()
             self._retry_or_fail(error)
 
-    @contextlib.contextmanager
-    def heartbeat(self) -> Iterator[None]:
-        """Renews the lease beside the work, and stops the work when it is lost or the job is cancelled."""
-        beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        beating.start()
+    def _template(self) -> tuple[templating.Template, pydantic.BaseModel]:
         try:
-            yield
+            template = templating.get(self.job.template_name)
+            return template, template.parse(self.job.parameters)
+        except errors.TemplateNotFound as error:
+            raise errors.TemplateRejected(error.message) from error
+        except pydantic.ValidationError as error:
+            raise errors.TemplateRejected(str(error)) from error
+
+    def _export(self, template: templating.Template, params: pydantic.BaseModel) -> results.Stored:
+        settings = self.worker.settings
+        self._live = template.consistency == "live"
+        plan = plans.PLANS.get(self.job.plan)
+        max_rows = _smallest(template.max_rows, plan.max_rows if plan else None)
+        try:
+            with self._open(template, params) as export:
+                self.export = export
+                self._check()
+                export.prepare()
+                writer = self.writer = self._open_writer(template, plan, export)
+                hand_over_at = settings.hand_over_before.total_seconds()
+
+                def write(block: bytes, rows: int, last: bytes) -> None:
+                    self._check()
+                    writer.write(block, rows, last)
+                    if max_rows is not None and writer.rows > max_rows:
+                        raise errors.ResultTooLarge(f"more than {max_rows} rows")
+                    if self.seconds_left() < hand_over_at:
+                        self._out_of_time(export)
+
+                export.run(write)
+        except _HandOver:
+            raise
+        except Exception:
+            # Of a query that was stopped on purpose, the purpose is the reason.
+            self._check()
+            raise
+        self._check()
+        return writer.complete()
+
+    def _open(self, template: templating.Template, params: pydantic.BaseModel) -> exporting.Export:
+        """The export from its beginning, or from where its last attempt handed it over."""
+        checkpoint = self.job.checkpoint
+        timeout = min(
+            template.statement_timeout or dt.timedelta.max, self.worker.settings.statement_timeout
+        )
+        begin: Callable[..., exporting.Export] = functools.partial(
+            exporting.Export,
+            self.worker.data,
+            template,
+            params,
+            format=self.job.format,
+            statement_timeout=timeout,
+        )
+        if checkpoint is None:
+            return begin()
+        self.upload_token = uuid.UUID(checkpoint["upload_token"])
+        fits = checkpoint["template_version"] == template.version
+        try:
+            if not fits:
+                raise exporting.SnapshotLost("the template has changed meanwhile")
+            export = begin(
+                snapshot=None if self._live else checkpoint["snapshot"],
+                after=exporting.Position(tuple(checkpoint["position"])),
+                as_of=dt.datetime.fromisoformat(checkpoint["as_of"]),
+            )
+        except exporting.SnapshotLost:
+            # Two snapshots are never stitched into one result: it starts over.
+            logger.warning("snapshot lost, starting over", generation=checkpoint["generation"])
+            self._start_over()
+            return begin()
+        with database.transaction(self.worker.engine) as conn:
+            job_store.note_taken_over(conn, self.job.id, token=self.token)
+        return export
+
+    def _start_over(self) -> None:
+        with database.transaction(self.worker.engine) as conn:
+            if not job_store.drop_checkpoint(conn, self.job.id, token=self.token):
+                raise errors.LeaseLost
+        self.job = dataclasses.replace(self.job, checkpoint=None)
+        self.upload_token = self.token
+
+    def _open_writer(
+        self,
+        template: templating.Template,
+        plan: plans.Plan | None,
+        export: exporting.Export,
+    ) -> results.ResultWriter:
+        resume = None
+        if self.job.checkpoint is not None:
+            resume = results.Checkpoint.from_json(self.job.checkpoint["upload"])
+            self._resumed_parts = self._saved_parts = len(resume.parts)
+        # A guess that is wrong costs one more look at the object, nothing else.
+        slow = (export.bytes_estimated or 0) > self.seconds_left() * _SLOW_BYTES_A_SECOND
+        return results.ResultWriter(
+            self.worker.bucket,
+            jobs.result_key(self.job, self.token),
+            content_type=self.job.format.content_type,
+            compression=self.job.compression,
+            part_bytes=self.worker.settings.part_bytes,
+            max_bytes=_smallest(template.max_bytes, plan.max_bytes if plan else None),
+            may_suspend=export.can_continue and (slow or self._live),
+            resume=resume,
+        )
+
+    def _out_of_time(self, export: exporting.Export) -> None:
+        if export.can_continue:
+            # Now, while the session is alive whose snapshot is to be kept.
+            self.holder = None if self._live else export.hold()
+            raise _HandOver
+        if self.seconds_left() < _STOP_SECONDS:
+            raise errors.ExportTooLong
+
+    def _hand_over(self) -> None:
+        """Queues the job for another invocation and keeps its snapshot until that has taken it.
+
+        Nothing is lost where nobody takes it in time: the next attempt then starts over.
+        """
+        assert self.writer is not None
+        assert self.export is not None
+        holder = self.holder
+        try:
+            snapshot = holder.share() if holder else None
+            saved = self.writer.suspend()
+            if saved is None:
+                self._discard()
+            checkpoint = self._checkpoint(saved, snapshot)
+            # Without a new part there was no progress, and that may not go on for ever.
+            progress = self.writer.parts > self._resumed_parts
+            self._stop_heartbeat()
+            self._check()
+            if (
+                not progress
+                and jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays) is None
+            ):
+                raise errors.ExportTooLong("not one part could be written within one invocation")
+            queued = self._requeue(
+                dt.timedelta(0),
+                "handed over",
+                outcome="handed_over" if saved else "retry",
+                counted=not progress,
+                checkpoint=checkpoint,
+            )
+            if queued and holder is not None and saved is not None:
+                self._wait_until_taken_over()
+        except errors.ExecutionError as error:
+            self._discard()
+            if isinstance(error, errors.ExportTooLong):
+                self._fail(error.code, error.safe_message)
+            elif isinstance(error, errors.CancelRequested):
+                self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+            else:
+                self._close("worker_lost", "lease_lost", "another attempt owns the job")
+        except Exception as error:
+            self._retry_or_fail(error)
         finally:
-            self._done.set()
-            beating.join()
+            if holder is not None:
+                holder.close()
+
+    def _checkpoint(
+        self, saved: results.Checkpoint | None, snapshot: str | None
+    ) -> dict[str, Any] | None:
+        if saved is None or self.export is None:
+            return None
+        before = self.job.checkpoint or {}
+        return {
+            "upload_token": str(self.upload_token),
+            "template_version": self.job.template_version,
+            "snapshot": snapshot,
+            "position": self.export.position(saved.last_row).values,
+            "as_of": self.export.as_of.isoformat(),
+            "generation": before.get("generation", 0) + 1,
+            "taken_over": False,
+            "upload": saved.to_json(),
+        }
+
+    def _wait_until_taken_over(self) -> None:
+        pause = threading.Event()
+        while self.seconds_left() > _LEAVE_SECONDS:
+            with database.transaction(self.worker.engine) as conn:
+                if job_store.is_taken_over(conn, self.job.id):
+                    return
+            pause.wait(_TAKEN_OVER_POLL_SECONDS)
+        logger.warning("nobody took the snapshot over in time")
+
+    def _publish(self, template: templating.Template, stored: results.Stored) -> None:
+        assert self.writer is not None
+        assert self.export is not None
+        faults.point("publish.before")
+        self.worker.bucket.put_manifest(
+            self.writer.key, _manifest(self.job, template, stored, self.export)
+        )
+        with database.transaction(self.worker.engine) as conn:
+            published = job_store.publish(
+                conn,
+                self.job.id,
+                token=self.token,
+                result_ttl=self.worker.results.ttl,
+                retention=self.worker.jobs.retention,
+                key=self.writer.key,
+                rows=stored.rows,
+                bytes_=stored.bytes,
+                sha256=stored.sha256,
+                as_of=self.export.as_of,
+                consistency=template.consistency,
+            )
+            if published:
+                self._close_in(conn, "published")
+                job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
+        faults.point("publish.after")
+        if not published:
+            with database.transaction(self.worker.engine) as conn:
+                job = job_store.get(conn, self.job.id)
+            owned = job is not None and job.attempt_token == self.token
+            raise errors.CancelRequested() if owned else errors.LeaseLost()
+        logger.info("result published", rows=stored.rows, bytes=stored.bytes)
 
     def _beat(self) -> None:
-        while not self._done.wait(self.worker.jobs.heartbeat.total_seconds()):
+        """Renews the lease beside the work, and stops the work when it is lost or cancelled."""
+        while not self._ended.wait(self.worker.jobs.heartbeat.total_seconds()):
             try:
+                faults.point("heartbeat")
                 with database.transaction(self.worker.engine) as conn:
                     cancel = job_store.heartbeat(
                         conn,
@@ -152,7 +391,8 @@ class _Attempt:
                         lease=self.worker.jobs.lease,
                         rows=self.writer.rows if self.writer else 0,
                         bytes_=self.writer.bytes_in if self.writer else 0,
-                        estimate=self.estimate,
+                        estimate=self._estimate(),
+                        checkpoint=self._live_checkpoint(),
                     )
             except Exception:
                 # The lease is longer than many heartbeats; one that fails is not the end.
@@ -166,155 +406,118 @@ class _Attempt:
                 continue
             return
 
+    def _estimate(self) -> int | None:
+        if self.export is None or self.export.rows_estimated is None:
+            return None
+        # The planner guesses what is left to do, which for a continued export is not all.
+        before = self.job.checkpoint["upload"]["rows"] if self.job.checkpoint else 0
+        return int(self.export.rows_estimated + before)
+
+    def _live_checkpoint(self) -> dict[str, Any] | None:
+        """Of a live export every part is a place to go on from, also after a crash."""
+        if not self._live or self.writer is None or self.writer.parts == self._saved_parts:
+            return None
+        saved = self.writer.checkpoint()
+        self._saved_parts = self.writer.parts
+        return self._checkpoint(saved, None)
+
     def _interrupt(self, reason: errors.ExecutionError) -> None:
         self.interrupted = reason
-        source = self.source
-        if source is not None:
-            try:
-                source.cancel()
-            except Exception:
-                logger.warning("query not cancelled, closing its connection", exc_info=True)
-                source.close()
+        if self.export is not None:
+            self.export.cancel()
 
     def _check(self) -> None:
         if self.interrupted is not None:
             raise self.interrupted
 
-    def _template(self) -> tuple[templating.Template, pydantic.BaseModel]:
-        try:
-            template = templating.get(self.job.template_name)
-            return template, template.parse(self.job.parameters)
-        except errors.TemplateNotFound as error:
-            raise errors.TemplateRejected(error.message) from error
-        except pydantic.ValidationError as error:
-            raise errors.TemplateRejected(str(error)) from error
+    def _stop_heartbeat(self) -> None:
+        self._ended.set()
+        if self._heartbeat.is_alive() and threading.current_thread() is not self._heartbeat:
+            self._heartbeat.join()
 
-    def _export(
-        self, template: templating.Template, params: pydantic.BaseModel
-    ) -> tuple[results.Stored, exporting.Exported]:
-        settings = self.worker.settings
-        plan = plans.PLANS.get(self.job.plan)
-        max_rows = _smallest(template.max_rows, plan.max_rows if plan else None)
-        writer = self.writer = results.ResultWriter(
-            self.worker.bucket,
-            jobs.result_key(self.job, self.token),
-            content_type=self.job.format.content_type,
-            compression=self.job.compression,
-            part_bytes=settings.part_bytes,
-            max_bytes=_smallest(template.max_bytes, plan.max_bytes if plan else None),
-        )
-
-        def write(chunk: bytes, rows: int) -> None:
-            self._check()
-            writer.write(chunk, rows)
-            # One row more: the header is not known to be one here.
-            if max_rows is not None and writer.rows > max_rows + 1:
-                raise errors.ResultTooLarge(f"more than {max_rows} rows")
-
-        timeout = min(template.statement_timeout or dt.timedelta.max, settings.statement_timeout)
-        try:
-            with exporting.Source(self.worker.data, statement_timeout=timeout) as source:
-                self.source = source
-                self._check()
-                exported = source.export(
-                    template,
-                    params,
-                    format=self.job.format,
-                    write=write,
-                    estimated=lambda rows: setattr(self, "estimate", rows),
-                )
-        except Exception:
-            # Of a query that was stopped on purpose, the purpose is the reason.
-            self._check()
-            raise
-        self.as_of = exported.as_of
-        if max_rows is not None and writer.rows - exported.header_rows > max_rows:
-            raise errors.ResultTooLarge(f"more than {max_rows} rows")
-        self._check()
-        return writer.complete(header_rows=exported.header_rows), exported
-
-    def _publish(
-        self,
-        template: templating.Template,
-        stored: results.Stored,
-        exported: exporting.Exported,
-    ) -> None:
-        assert self.writer is not None
-        self.worker.bucket.put_manifest(
-            self.writer.key, _manifest(self.job, template, stored, exported)
-        )
-        with database.transaction(self.worker.engine) as conn:
-            published = job_store.publish(
-                conn,
-                self.job.id,
-                token=self.token,
-                result_ttl=self.worker.results.ttl,
-                retention=self.worker.jobs.retention,
-                key=self.writer.key,
-                rows=stored.rows,
-                bytes_=stored.bytes,
-                sha256=stored.sha256,
-                as_of=exported.as_of,
-                consistency=template.consistency,
-            )
-            if published:
-                job_store.close_attempt(
-                    conn,
-                    self.token,
-                    outcome="published",
-                    rows=stored.rows,
-                    bytes_=stored.bytes,
-                    as_of=exported.as_of,
-                )
-        if not published:
-            with database.transaction(self.worker.engine) as conn:
-                job = job_store.get(conn, self.job.id)
-            owned = job is not None and job.attempt_token == self.token
-            raise errors.CancelRequested() if owned else errors.LeaseLost()
-        logger.info("result published", rows=stored.rows, bytes=stored.bytes)
-
-    def _discard(self) -> None:
-        """Removes what this attempt wrote. What fails here is done by the dispatcher, which knows the attempt."""
+    def _discard(self, *, keep: bool = False) -> None:
+        """Removes what this attempt wrote; what fails here is done by the dispatcher."""
         if self.writer is None:
             return
         try:
-            self.writer.abort()
+            if keep:
+                self.writer.suspend()
+            else:
+                self.writer.abort()
         except Exception:
             logger.warning("upload not aborted", exc_info=True)
 
     def _retry_or_fail(self, error: Exception) -> None:
         delay = jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays)
         state = database.sqlstate(error)
-        if delay is None or (state is not None and not database.is_transient(error)):
+        permanent = state is not None and not database.is_transient(error)
+        if delay is None or permanent:
+            self._discard()
             code = "database_error" if state else "internal_error"
             self._fail(code, "The report could not be made.")
             return
         logger.warning("attempt failed, will be tried again", exc_info=True)
-        detail = traceback.format_exc()
-        if self._requeue(delay, f"retry after {type(error).__name__}", counted=True, detail=detail):
-            self.worker.queue.ring(self.job.id, after=delay.total_seconds())
+        # A live export goes on at its last part, everything else starts over.
+        checkpoint = self._suspended() if self._live else None
+        self._discard(keep=checkpoint is not None)
+        self._requeue(
+            delay,
+            f"retry after {type(error).__name__}",
+            outcome="retry",
+            code="transient_error",
+            counted=True,
+            checkpoint=checkpoint,
+        )
 
-    def _requeue(self, after: dt.timedelta, reason: str, *, counted: bool, detail: str) -> bool:
+    def _suspended(self) -> dict[str, Any] | None:
+        if self.writer is None:
+            return None
+        try:
+            return self._checkpoint(self.writer.suspend(), None)
+        except Exception:
+            logger.warning("upload not suspended", exc_info=True)
+            return None
+
+    def _requeue(
+        self,
+        after: dt.timedelta,
+        reason: str,
+        *,
+        outcome: str,
+        counted: bool,
+        code: str | None = None,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> bool:
         with database.transaction(self.worker.engine) as conn:
-            requeued = job_store.requeue(
-                conn, self.job.id, token=self.token, after=after, reason=reason, counted=counted
+            queued = job_store.requeue(
+                conn,
+                self.job.id,
+                token=self.token,
+                after=after,
+                reason=reason,
+                counted=counted,
+                checkpoint=checkpoint,
             )
-            if requeued:
-                self._close_in(conn, "retry", "transient_error", detail)
-        if not requeued:
-            self._settle_lost_or_cancelled()
-        return requeued
-
-    def _settle_lost_or_cancelled(self) -> None:
-        """The job would not be queued again: it was cancelled meanwhile, or is another's."""
-        self._end(jobs.JobStatus.CANCELLED, "cancelled by the client", None, None)
+            if queued:
+                self._close_in(conn, outcome, code)
+        if queued:
+            self.worker.queue.ring(self.job.id, after=after.total_seconds())
+        else:
+            # It was cancelled meanwhile, or is another's.
+            self._discard(keep=self.upload_token != self.token)
+            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+        return queued
 
     def _fail(self, code: str, safe_message: str) -> None:
         logger.exception("job failed", code=code)
         self._end(jobs.JobStatus.FAILED, code, code, safe_message)
 
     def _end(
-        self, status: jobs.JobStatus, reason: str, code: str | None, safe_message: str | None
+        self,
+        status: jobs.JobStatus,
+        reason: str,
+        code: str | None = None,
+        safe_message: str | None = None,
     ) -> None:
         with database.transaction(self.worker.engine) as conn:
             ended = job_store.end(
@@ -327,15 +530,18 @@ class _Attempt:
                 error_code=code,
                 error_message=safe_message,
             )
-            detail = traceback.format_exc() if code else None
-            self._close_in(conn, str(status) if ended else "worker_lost", code, detail)
+            self._close_in(conn, str(status) if ended else "worker_lost", code)
 
     def _close(self, outcome: str, code: str | None, detail: str | None) -> None:
         with database.transaction(self.worker.engine) as conn:
             self._close_in(conn, outcome, code, detail)
 
     def _close_in(
-        self, conn: sa.Connection, outcome: str, code: str | None, detail: str | None
+        self,
+        conn: sa.Connection,
+        outcome: str,
+        code: str | None = None,
+        detail: str | None = None,
     ) -> None:
         job_store.close_attempt(
             conn,
@@ -343,9 +549,9 @@ class _Attempt:
             outcome=outcome,
             rows=self.writer.rows if self.writer else 0,
             bytes_=self.writer.bytes_in if self.writer else 0,
-            as_of=self.as_of,
+            as_of=self.export.as_of if self.export else None,
             error_code=code,
-            error_detail=detail,
+            error_detail=detail or (traceback.format_exc() if code else None),
         )
 
 
@@ -357,19 +563,19 @@ def _manifest(
     job: jobs.Job,
     template: templating.Template,
     stored: results.Stored,
-    exported: exporting.Exported,
+    export: exporting.Export,
 ) -> dict[str, Any]:
     return {
         "manifest_version": 1,
         "job_id": str(job.id),
         "template": {"name": template.name, "version": template.version},
         "parameters": job.parameters,
-        "as_of": exported.as_of.isoformat(),
+        "as_of": export.as_of.isoformat(),
         "consistency": template.consistency,
         "order": list(template.order),
         "format": job.format.value,
         "compression": job.compression.value,
-        "columns": [dataclasses.asdict(column) for column in exported.columns],
+        "columns": [dataclasses.asdict(column) for column in export.columns],
         "rows": stored.rows,
         "bytes": stored.bytes,
         "sha256": stored.sha256,

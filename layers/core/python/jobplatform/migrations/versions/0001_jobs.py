@@ -181,6 +181,14 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "70"},
     )
     op.create_index(
+        "jobs_continuing_idx",
+        "jobs",
+        ["available_at"],
+        unique=False,
+        schema="jobplatform",
+        postgresql_where=sa.text("status = 'queued' AND checkpoint IS NOT NULL"),
+    )
+    op.create_index(
         "jobs_expires_idx",
         "jobs",
         ["expires_at"],
