@@ -17,6 +17,7 @@ from jobclient.admin import Admin
 from tests.unit.jobclient.scripted_server import Reply, ScriptedServer, Seen
 
 REGION = "eu-central-1"
+API_URL = f"https://a1b2c3.execute-api.{REGION}.amazonaws.com/prod/"
 FUNCTIONS = ("admin", "api", "worker", "dispatcher", "purge")
 
 
@@ -54,7 +55,7 @@ class AdminPlatform:
             name: self.apigateway.create_usage_plan(name=name)["id"] for name in ("basic", "pro")
         }
         outputs = {
-            "ApiUrl": "https://api.example.com/prod/",
+            "ApiUrl": API_URL,
             "UsagePlanBasicId": self.plan_ids["basic"],
             "UsagePlanProId": self.plan_ids["pro"],
             **{f"{name.capitalize()}FunctionName": f"function-{name}" for name in FUNCTIONS},

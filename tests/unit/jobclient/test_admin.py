@@ -1,6 +1,7 @@
 """The operator's commands: API Gateway and the platform stay in step, whatever fails on the way."""
 
 import hashlib
+from datetime import UTC, datetime
 
 import botocore.exceptions
 import pytest
@@ -8,7 +9,7 @@ from moto import mock_aws
 
 from jobclient import errors
 from jobclient.admin import Admin
-from tests.unit.jobclient.admin_platform import AdminPlatform, crash
+from tests.unit.jobclient.admin_platform import API_URL, AdminPlatform, crash
 from tests.unit.jobclient.scripted_server import Reply
 
 
@@ -38,9 +39,25 @@ def refuse(monkeypatch, admin: Admin, operation: str, code: str = "AccessDeniedE
 
 
 def test_the_stack_says_where_everything_is(admin):
-    assert admin.api_url == "https://api.example.com/prod/"
+    assert admin.api_url == API_URL
     assert admin.plans == ["basic", "pro"]
     assert admin.functions == ["admin", "api", "dispatcher", "purge", "worker"]
+
+
+def test_on_an_emulator_the_address_is_one_that_can_be_reached(platform):
+    emulated = platform.session.client("apigateway", endpoint_url="http://127.0.0.1:4566")
+
+    url = platform.admin(apigateway=emulated).api_url
+
+    assert url == "http://127.0.0.1:4566/restapis/a1b2c3/prod/_user_request_"
+
+
+def test_an_address_of_ones_own_is_kept_on_an_emulator_too(platform, monkeypatch):
+    emulated = platform.session.client("apigateway", endpoint_url="http://127.0.0.1:4566")
+    admin = platform.admin(apigateway=emulated)
+    monkeypatch.setitem(admin.outputs, "ApiUrl", "https://jobs.example.com/")
+
+    assert admin.api_url == "https://jobs.example.com/"
 
 
 def test_a_missing_stack_is_named_with_its_region(platform):
@@ -355,6 +372,7 @@ def test_list_clients_reads_answers_of_another_version(admin):
     (client,) = admin.list_clients()
 
     assert (client.name, client.removed_at) == ("acme", None)
+    assert client.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert [key.plan for key in client.live_keys] == ["basic"]
 
 

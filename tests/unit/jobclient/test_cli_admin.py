@@ -8,7 +8,7 @@ import pytest
 from moto import mock_aws
 
 from jobclient.cli import ExitCode
-from tests.unit.jobclient.admin_platform import REGION, AdminPlatform, crash, session
+from tests.unit.jobclient.admin_platform import API_URL, REGION, AdminPlatform, crash, session
 from tests.unit.jobclient.scripted_server import Reply
 
 
@@ -39,7 +39,7 @@ def test_create_client_prints_the_key_ready_to_paste(platform, jobctl):
     (value,) = platform.gateway_keys().values()
     assert run.code == ExitCode.DONE
     assert run.out.splitlines() == [
-        "export JOBS_API_URL=https://api.example.com/prod/",
+        f"export JOBS_API_URL={API_URL}",
         f"export JOBS_API_KEY={value}",
     ]
     assert "shown this once" in run.err
@@ -49,7 +49,7 @@ def test_create_client_as_json(platform, jobctl):
     shown = json.loads(jobctl("admin", "create-client", "acme", "--json").out)
 
     assert platform.gateway_keys() == {shown["api_key_id"]: shown["api_key"]}
-    assert shown["api_url"] == "https://api.example.com/prod/"
+    assert shown["api_url"] == API_URL
 
 
 def test_create_client_that_fails_says_what_was_undone(platform, jobctl):
@@ -89,6 +89,7 @@ def test_list_clients_leaves_removed_ones_out_unless_asked(platform, jobctl):
 
     shown = jobctl("admin", "list-clients").out
     assert "acme" in shown
+    assert "2026-01-02 03:04:05Z" in shown
     assert "gone" not in shown
     everything = jobctl("admin", "list-clients", "--all").out
     (row,) = [line for line in everything.splitlines() if "gone" in line]
@@ -96,6 +97,7 @@ def test_list_clients_leaves_removed_ones_out_unless_asked(platform, jobctl):
     assert "basic (revoked)" in row
     (acme,) = json.loads(jobctl("admin", "list-clients", "--json").out)
     assert acme["keys"][0]["plan"] == "basic"
+    assert acme["created_at"] == "2026-01-02T03:04:05+00:00"
 
 
 def test_remove_client_asks_first(platform, jobctl):

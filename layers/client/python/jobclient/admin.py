@@ -9,12 +9,15 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import secrets
 import string
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.config
@@ -56,8 +59,8 @@ class KeyInfo:
 
     api_key_id: str
     plan: str
-    created_at: str | None = None
-    revoked_at: str | None = None
+    created_at: datetime | None = None
+    revoked_at: datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,8 @@ class ClientInfo:
 
     client_id: str
     name: str
-    created_at: str | None = None
-    removed_at: str | None = None
+    created_at: datetime | None = None
+    removed_at: datetime | None = None
     keys: Sequence[KeyInfo] = ()
 
     @property
@@ -157,7 +160,15 @@ class Admin:
 
     @property
     def api_url(self) -> str:
-        return self._output("ApiUrl")
+        """The address of the API, as it can be reached from here."""
+        url = self._output("ApiUrl")
+        # An emulator may state the address that AWS would give, which leads nowhere.
+        on_aws = re.fullmatch(r"https://(\w+)\.execute-api\.[\w.-]+\.amazonaws\.com/(\w+)/?", url)
+        endpoint = self._apigateway.meta.endpoint_url
+        if on_aws is None or re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(endpoint).netloc):
+            return url
+        api_id, stage = on_aws.groups()
+        return f"{endpoint.rstrip('/')}/restapis/{api_id}/{stage}/_user_request_"
 
     @property
     def plans(self) -> list[str]:
@@ -245,14 +256,14 @@ class Admin:
             ClientInfo(
                 client_id=str(item["client_id"]),
                 name=str(item["name"]),
-                created_at=item.get("created_at"),
-                removed_at=item.get("removed_at"),
+                created_at=_time(item.get("created_at")),
+                removed_at=_time(item.get("removed_at")),
                 keys=[
                     KeyInfo(
                         api_key_id=str(key["api_key_id"]),
                         plan=str(key["plan"]),
-                        created_at=key.get("created_at"),
-                        revoked_at=key.get("revoked_at"),
+                        created_at=_time(key.get("created_at")),
+                        revoked_at=_time(key.get("revoked_at")),
                     )
                     for key in item.get("keys", [])
                 ],
@@ -507,6 +518,10 @@ def _aws_errors() -> Iterator[None]:
         raise errors.AwsFailed(_explain(error)) from error
     except ValueError as error:  # an AWS_ENDPOINT_URL that is no URL
         raise errors.AwsFailed(str(error)) from error
+
+
+def _time(value: str | None) -> datetime | None:
+    return datetime.fromisoformat(value) if value else None
 
 
 def _named(outputs: Mapping[str, str], prefix: str, suffix: str) -> list[str]:

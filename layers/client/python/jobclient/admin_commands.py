@@ -57,7 +57,9 @@ def create_client(
 ) -> None:
     """Create a client and its first key. The key is shown this once."""
     admin = _admin(stack, region, profile)
-    _print_key(admin, admin.create_client(name, plan), json_)
+    # Asked for first: nothing may fail between the making of a key and its showing.
+    api_url = admin.api_url
+    _print_key(api_url, admin.create_client(name, plan), json_)
 
 
 @app.command()
@@ -73,7 +75,8 @@ def add_key(
 ) -> None:
     """Give a client one more key. It is shown this once."""
     admin = _admin(stack, region, profile)
-    _print_key(admin, admin.add_key(client, plan), json_)
+    api_url = admin.api_url
+    _print_key(api_url, admin.add_key(client, plan), json_)
 
 
 @app.command()
@@ -99,12 +102,13 @@ def rotate_key(
 ) -> None:
     """Replace a client's keys. Its jobs stay."""
     admin = _admin(stack, region, profile)
+    api_url = admin.api_url
     rotation = admin.rotate_key(
         client,
         plan=plan,
         api_key_id=key_id,
         grace=grace,
-        announce=lambda key: _print_key(admin, key, json_),
+        announce=lambda key: _print_key(api_url, key, json_),
     )
     for api_key_id in rotation.revoked:
         output.note(f"Revoked: {api_key_id}")
@@ -355,9 +359,7 @@ def _print(answer: Any, json_: bool) -> None:
         output.anything(answer)
 
 
-def _print_key(admin: "Admin", key: "NewKey", json_: bool) -> None:
-    # Nothing may fail before the key is shown.
-    api_url = admin.outputs.get("ApiUrl", "")
+def _print_key(api_url: str, key: "NewKey", json_: bool) -> None:
     if json_:
         output.as_json(
             {

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pydantic
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -69,12 +68,18 @@ def as_json(value: object) -> None:
     """One JSON document on stdout; unknown fields of the platform's answer included."""
     if isinstance(value, pydantic.BaseModel):
         value = value.model_dump(mode="json")
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """A table; says so when it is empty."""
-    grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    if title:
+        _console().print(Text(f"\n{title}", style="bold"))
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
@@ -132,24 +137,25 @@ def job(shown: models.Job) -> None:
             ("parameters", shown.parameters),
             ("metadata", shown.metadata),
             ("error", f"{shown.error.message} ({shown.error.code})" if shown.error else None),
-            ("progress", None if shown.is_final else _progress(progress)),
+            ("progress", _progress(progress) if shown.status == "running" else None),
             ("attempts", f"{shown.attempts} of {shown.max_attempts or '?'}"),
             ("run at", shown.run_at),
             ("created", shown.created_at),
             ("started", shown.started_at),
             ("finished", shown.finished_at),
+            *(_result(result) if result else []),
         ]
     )
-    if result:
-        packed = f", {result.compression}" if result.compression not in (None, "none") else ""
-        facts(
-            [
-                ("result", f"{result.rows:,} rows, {size(result.bytes)}, {result.format}{packed}"),
-                ("SHA-256", result.sha256),
-                ("data as of", result.as_of),
-                ("kept until", result.expires_at),
-            ]
-        )
+
+
+def _result(result: models.Result) -> list[tuple[str, object]]:
+    packed = f", {result.compression}" if result.compression not in (None, "none") else ""
+    return [
+        ("result", f"{result.rows:,} rows, {size(result.bytes)}, {result.format}{packed}"),
+        ("SHA-256", result.sha256),
+        ("data as of", result.as_of),
+        ("kept until", result.expires_at),
+    ]
 
 
 def jobs(shown: Iterable[models.Job]) -> None:
