@@ -60,7 +60,7 @@ class JobQueue(Construct):
             ),
             at_least=1,
             minutes=1,
-            meaning="A doorbell could not be handled; `jobs admin dead-letters list` shows it.",
+            meaning="A doorbell could not be handled; `jobctl admin dead-letters list` shows it.",
         )
         alarms.watch(
             "OldestDoorbell",
