@@ -493,6 +493,15 @@ def test_wait_on_a_platform_that_refuses_wait_goes_without(server, client):
     assert [request.query for request in server.requests] == [{"wait": "20"}, {}]
 
 
+def test_wait_on_a_platform_that_refuses_everything_says_so(server, client):
+    server.on("GET", "/prod/jobs/job-1", problem(400, "bad_request"))
+
+    with pytest.raises(errors.BadRequest):
+        client.wait("job-1")
+
+    assert len(server.requests) == 2
+
+
 def test_wait_polls_as_the_platform_asks(server, client, fake_time):
     server.on(
         "GET",

@@ -257,6 +257,23 @@ def test_an_object_that_changed_meanwhile_is_started_over(server, client, ticket
     assert (tmp_path / "out.csv").read_bytes() == CONTENT
 
 
+def test_a_fresh_url_for_other_bytes_is_started_over(server, client, ticket, tmp_path):
+    ticket()
+    new = {"bytes": 6, "sha256": hashlib.sha256(b"second").hexdigest()}
+    server.on(
+        "GET",
+        "/prod/jobs/job-1/download",
+        Reply(body={"url": f"{server.url}/old", "bytes": 5, "sha256": "0" * 64}),
+        Reply(body={"url": f"{server.url}/new", **new}),
+    )
+    server.on("GET", "/old", stored(b"first", cut_after=3), Reply(status=403))
+    server.on("GET", "/new", stored(b"second", etag='"etag-2"'))
+
+    client.download("job-1", tmp_path / "out.csv")
+
+    assert (tmp_path / "out.csv").read_bytes() == b"second"
+
+
 def test_a_server_without_ranges_is_started_over(server, client, ticket, tmp_path):
     ticket()
     server.on("GET", "/bucket/object", stored(CONTENT, cut_after=1_000_000), Reply(body=CONTENT))
