@@ -46,7 +46,7 @@ e2e: setup ## the end-to-end tests alone
 check: test ## what CI runs
 
 synth: setup ## CloudFormation templates into cdk.out: make synth TARGET=aws|localstack|embedded
-	PATH="$$($(PY) -m infra.local path):$$PATH" .venv/bin/cdk synth --quiet --context target=$(TARGET)
+	$(PY) -m infra.local.cdk synth --quiet --context target=$(TARGET)
 
 bench: setup ## measure (tests/benchmarks)
 	$(PY) -m tests.benchmarks

@@ -31,6 +31,14 @@ def build(
     target = target_named(app.node.get_context("target"))
     options = Options.from_context(app.node.try_get_context, target)
     results = ResultSettings.from_env({**options.settings, "RESULTS_BUCKET": "not known yet"})
+    bundle = Bundle(target, root=root)
+    if not bundle.has_byte_code:
+        # No annotation: `--strict` would take it for an error.
+        print(
+            f"No {target.runtime} on the PATH, so the functions go without byte code and start more"
+            " slowly. Put it on the PATH, or run this with it.",
+            file=sys.stderr,
+        )
     data = DataStack(
         app,
         f"{options.prefix}Data",
@@ -44,7 +52,7 @@ def build(
         target=target,
         options=options,
         data=data,
-        bundle=Bundle(target, root=root),
+        bundle=bundle,
         version=tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
     )
     return app

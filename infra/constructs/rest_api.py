@@ -148,9 +148,7 @@ class RestApi(Construct):
         # The stack has an output of its own for it.
         self.api.node.try_remove_child("Endpoint")
         # One permission for the whole API: one per method would fill the function's policy.
-        integration = apigateway.LambdaIntegration(
-            function, allow_test_invoke=False, scope_permission_to_method=False
-        )
+        integration = apigateway.LambdaIntegration(function, scope_permission_to_method=False)
         for path in _PUBLIC:
             self.api.root.resource_for_path(path).add_method("GET", integration)
         for path in _WITH_KEY:

@@ -217,7 +217,7 @@ class ServiceStack(Stack):
             outputs[f"UsagePlan{plan.capitalize()}Id"] = usage_plan.usage_plan_id
         for output, value in outputs.items():
             CfnOutput(self, output, value=value)
-        self._say_what_is_missing(target, bundle)
+        self._warn_of_what_is_missing(target, bundle)
 
     def _schedule(
         self,
@@ -237,12 +237,7 @@ class ServiceStack(Stack):
             ],
         )
 
-    def _say_what_is_missing(self, target: Target, bundle: Bundle) -> None:
-        if not bundle.has_byte_code:
-            Annotations.of(self).add_info(
-                f"No {target.runtime} on the PATH, so the functions go without byte code and start"
-                " more slowly. Put it on the PATH, or run this with it."
-            )
+    def _warn_of_what_is_missing(self, target: Target, bundle: Bundle) -> None:
         if target.database is not None and bundle.ca_file is None:
             Annotations.of(self).add_warning_v2(
                 "jobplatform:rds-ca",

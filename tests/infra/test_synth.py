@@ -62,6 +62,7 @@ def test_missing_certificate_authorities_are_said_at_synth(
 
     assert done.returncode != 0
     assert "rds-ca.pem is missing" in done.stderr
+    assert done.stderr.count("WARNING") == 1
 
 
 def test_no_lookup_ties_the_templates_to_an_account() -> None:
