@@ -185,6 +185,7 @@ def test_a_manifest_that_contradicts_itself_is_none(file):
         (b"id\n1\n", "cannot be decompressed: Error -3"),
         (gzip.compress(b"id\n1\n") + b"rubbish", "cannot be decompressed"),
     ],
+    ids=["cut", "not packed", "rubbish behind"],
 )
 def test_damaged_gzip_is_said_to_be_damaged(file, content, reason):
     file.write_bytes(content)
