@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infra.local import paths
 from infra.local.console import ConsoleProgress
-from infra.local.demo import Demo, things_to_try
+from infra.local.demo import Demo, for_the_shell, things_to_try
 from infra.local.errors import LocalError
 from infra.local.processes import interruptible
 from infra.local.state import State, status
@@ -53,15 +53,16 @@ def up(console: Console, state_dir: Path) -> None:
         state = _target(console, state_dir).start()
     console.print(
         f"\n  [bold]It runs[/], on this machine alone, until [bold]make down[/].\n\n"
-        f"  API           {state.api_url}\n"
-        f"  Docs          {state.api_url}/docs",
+        f"  API          {state.api_url}\n"
+        f"  Its docs     {state.api_url}/docs",
         highlight=False,
         soft_wrap=True,
     )
     for plan, key in state.keys.items():
-        console.print(f"  Key ({plan:<5})   {key}", highlight=False, soft_wrap=True)
-    console.print("\n  Three things to try:", highlight=False)
-    for sentence, line in things_to_try(state):
+        console.print(f"  Key, {plan:<7} {key}", highlight=False, soft_wrap=True)
+    console.print("\n  Three things to try, after this line:", highlight=False)
+    console.print(f"\n  {for_the_shell(state)}", markup=False, highlight=False, soft_wrap=True)
+    for sentence, line in things_to_try():
         console.print(f"\n  [dim]# {sentence}[/]", highlight=False)
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print()
@@ -82,9 +83,13 @@ def demo(console: Console, state_dir: Path) -> None:
     )
     running = State.load(state_dir)
     if running is not None and running.is_running:
-        console.print(f"  It runs already, at {running.api_url}.", highlight=False)
+        console.print("  It runs already, so this run uses it.", highlight=False)
         Demo(console, running, RESULT).run()
-        console.print(f"\n  The file: {RESULT}. The target goes on running.\n", highlight=False)
+        console.print(
+            f"\n  The file: {RESULT}\n  The target goes on running.\n",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     target = _target(console, state_dir)
     try:

@@ -69,14 +69,19 @@ class Demo:
     def _follow(self, client: Client, job: SubmittedJob) -> Job:
         self._title("Follow it")
         columns = [
-            TextColumn("    "),
+            TextColumn("   "),
             SpinnerColumn(),
             TextColumn("{task.fields[status]:<9}"),
             BarColumn(40),
             TextColumn("{task.completed:>9,.0f} rows"),
         ]
         started = time.monotonic()
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Progress(
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        ) as progress:
             bar = progress.add_task("", total=flights.ROWS, status=job.status)
 
             def show(now: Job) -> None:
@@ -169,17 +174,23 @@ def _read(path: Path) -> Content:
     return Content(rows=rows, sha256=digest)
 
 
-def things_to_try(state: State) -> Sequence[tuple[str, str]]:
-    """What one types after `make up`: a sentence and a line for the shell each."""
-    key, url = state.keys[PLAN], state.api_url
+def things_to_try() -> Sequence[tuple[str, str]]:
+    """A sentence and a line for the shell each; they use the variables of `for_the_shell`."""
     body = json.dumps({"template_name": TEMPLATE, "parameters": {"carrier": "UA"}})
-    get = f"curl -s -H 'x-api-key: {key}'"
+    get = 'curl -s -H "x-api-key: $JOBS_API_KEY"'
     return [
-        ("See which reports there are", f"{get} {url}/templates"),
+        ("Which reports are there?", f"{get} $JOBS_API_URL/templates"),
         (
             "Ask for the flights of United Airlines; repeat it, and it is still one job",
-            f"curl -s -H 'x-api-key: {key}' -H 'Content-Type: application/json' "
-            f"-H 'Idempotency-Key: my-first-job' -d '{body}' {url}/jobs",
+            f"{get} -H 'Content-Type: application/json' -H 'Idempotency-Key: my-first-job' "
+            f"-d '{body}' $JOBS_API_URL/jobs",
         ),
-        ("See your jobs; each has a link to its result", f"{get} {url}/jobs"),
+        (
+            "Ask, wait and download, by the command line",
+            f".venv/bin/jobctl submit {TEMPLATE} --param carrier=UA --output .local/united.csv",
+        ),
     ]
+
+
+def for_the_shell(state: State) -> str:
+    return f"export JOBS_API_URL={state.api_url} JOBS_API_KEY={state.keys[PLAN]}"

@@ -88,7 +88,4 @@ class State:
 
 
 def status(state_dir: Path) -> dict[str, Any]:
-    state = State.load(state_dir)
-    if state is not None and state.is_running:
-        return state.as_status()
-    return {"running": False, "target": "embedded", "state_dir": str(state_dir)}
+    return (State.load(state_dir) or State(state_dir=state_dir)).as_status()
