@@ -48,8 +48,8 @@ check: test ## what CI runs
 synth: setup ## CloudFormation templates into cdk.out: make synth TARGET=aws|localstack|embedded
 	$(PY) -m infra.local.cdk synth --quiet --context target=$(TARGET)
 
-bench: setup ## measure (tests/benchmarks)
-	$(PY) -m tests.benchmarks
+bench: setup ## measure: make bench, make bench BENCH="export submit" ROWS=400000 ROUNDS=3
+	$(PY) -m tests.benchmarks $(BENCH) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 chaos: setup ## break it on purpose (tests/chaos)
 	$(PY) -m tests.chaos
@@ -61,4 +61,5 @@ lock: setup ## write the hash locks anew; UPGRADE=--upgrade takes newer versions
 	$(UV_COMPILE) $(UPGRADE) pyproject.toml --extra client --group dev -o requirements-dev.txt
 	$(UV_COMPILE) $(UPGRADE) pyproject.toml --constraints requirements-dev.txt -o layers/dependencies/requirements.txt
 	$(UV_COMPILE) $(UPGRADE) --group emulator -o infra/local/requirements.txt
+	$(UV_COMPILE) $(UPGRADE) --group bench -o tests/benchmarks/requirements.txt
 	$(UV_COMPILE) $(UPGRADE) --group flights --no-deps -o infra/local/sample-data.txt
