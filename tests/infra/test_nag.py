@@ -41,6 +41,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         violation["ruleName"]: [one["constructPath"] for one in violation["violatingConstructs"]]
         for plugin in report["pluginReports"]
+        if plugin["pluginName"] == "AwsSolutions"
         for violation in plugin["violations"]
     }
 
