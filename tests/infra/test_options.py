@@ -6,6 +6,7 @@ import pytest
 
 from infra.options import Options
 from infra.targets import AWS, EMBEDDED, TARGETS, target_named
+from jobplatform import settings
 
 
 def read(target: Any = EMBEDDED, **context: Any) -> Options:
@@ -43,7 +44,23 @@ def test_a_database_url_is_refused_where_the_target_makes_a_database() -> None:
         read(AWS, database_url="postgresql://elsewhere/jobs")
 
 
+def test_what_breaks_things_on_purpose_is_refused_on_aws() -> None:
+    fault = {settings.FaultSettings.variable(next(iter(settings.FaultSettings.model_fields))): "x"}
+
+    assert read(EMBEDDED, settings=fault).settings == fault
+    with pytest.raises(ValueError, match="breaks things on purpose"):
+        read(AWS, settings=fault)
+
+
 def test_targets_are_found_by_name() -> None:
     assert {name: target_named(name) for name in TARGETS} == TARGETS
     with pytest.raises(ValueError, match=r"no target 'azure'.*embedded, localstack, aws"):
         target_named("azure")
+
+
+def test_faults_are_for_emulators_only() -> None:
+    given = {"FAULTS_FILE": "/tmp/faults.json"}
+
+    assert read(settings=given).settings == given
+    with pytest.raises(ValueError, match="not for the target aws"):
+        read(AWS, settings=given)

@@ -34,6 +34,8 @@ def run(
     )
 
 
+# The first one unpacks the CDK into the empty home.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_target_is_synthesized_without_node_docker_or_credentials(
     target: str, bare_environment: dict[str, str], tmp_path: pathlib.Path
