@@ -7,6 +7,7 @@ from typing import Any
 
 from infra.targets import Target
 from jobplatform import settings
+from jobplatform.settings import FaultSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,13 @@ class Options:
             raise ValueError(
                 f"The target {target.name} makes its own database; leave database_url away, or set"
                 f" `database` of the target to None in infra/targets.py."
+            )
+        if not target.faults and any(
+            name.startswith(FaultSettings.prefix) for name in options.settings
+        ):
+            raise ValueError(
+                f"{FaultSettings.prefix}… breaks things on purpose and is not for the target"
+                f" {target.name}."
             )
         if options.data_database_secret_arn is not None and options.data_database_url is None:
             raise ValueError("data_database_secret_arn needs data_database_url beside it.")

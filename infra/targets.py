@@ -58,6 +58,8 @@ class Target:
     api_access_logs: bool
     retain_data: bool
     """True: the bucket and the secrets survive the deletion of their stack."""
+    faults: bool = False
+    """True: the settings `FAULTS_…` are taken; their use is to break things on purpose."""
     public_s3_endpoint: str | None = None
     """S3 as a person who downloads sees it; None: as the functions see it."""
 
@@ -99,6 +101,7 @@ LOCALSTACK = Target(
     alarms=False,
     api_access_logs=False,
     retain_data=False,
+    faults=True,
     public_s3_endpoint="http://127.0.0.1:4566",
 )
 
@@ -117,6 +120,7 @@ EMBEDDED = Target(
     alarms=False,
     api_access_logs=False,
     retain_data=False,
+    faults=True,
 )
 
 TARGETS = {target.name: target for target in (EMBEDDED, LOCALSTACK, AWS)}

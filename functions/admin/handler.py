@@ -7,14 +7,15 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from jobplatform import database, errors
+from jobplatform import database, errors, faults
 from jobplatform.observability import logger
-from jobplatform.settings import DatabaseSettings
+from jobplatform.settings import DatabaseSettings, FaultSettings
 from jobplatform.usecases import operate
 
 
 @functools.cache
 def _operator() -> operate.Operator:
+    faults.switch_on(FaultSettings.from_env(), function="admin")
     return operate.Operator(
         engine=database.create_engine(
             DatabaseSettings.from_env(), application_name="jobplatform-admin"

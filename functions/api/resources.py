@@ -6,11 +6,12 @@ import time
 
 import sqlalchemy as sa
 
-from jobplatform import aws, client_store, database, errors, results
+from jobplatform import aws, client_store, database, errors, faults, results
 from jobplatform.queue import Queue
 from jobplatform.settings import (
     ApiSettings,
     DatabaseSettings,
+    FaultSettings,
     JobSettings,
     QueueSettings,
     ResultSettings,
@@ -31,6 +32,7 @@ class Resources:
 
 @functools.cache
 def get() -> Resources:
+    faults.switch_on(FaultSettings.from_env(), function="api")
     queue = QueueSettings.from_env()
     return Resources(
         engine=database.create_engine(

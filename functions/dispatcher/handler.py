@@ -8,9 +8,15 @@ import sqlalchemy as sa
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from jobplatform import aws, database, queue, results
+from jobplatform import aws, database, faults, queue, results
 from jobplatform.observability import logger, metrics
-from jobplatform.settings import DatabaseSettings, JobSettings, QueueSettings, ResultSettings
+from jobplatform.settings import (
+    DatabaseSettings,
+    FaultSettings,
+    JobSettings,
+    QueueSettings,
+    ResultSettings,
+)
 from jobplatform.usecases import ring_due_jobs
 
 
@@ -24,6 +30,7 @@ class _Resources:
 
 @functools.cache
 def _resources() -> _Resources:
+    faults.switch_on(FaultSettings.from_env(), function="dispatcher")
     return _Resources(
         engine=database.create_engine(
             DatabaseSettings.from_env(), application_name="jobplatform-dispatcher"

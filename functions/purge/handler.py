@@ -9,14 +9,15 @@ import sqlalchemy as sa
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from jobplatform import aws, database, results
+from jobplatform import aws, database, faults, results
 from jobplatform.observability import logger, metrics
-from jobplatform.settings import DatabaseSettings, JobSettings, ResultSettings
+from jobplatform.settings import DatabaseSettings, FaultSettings, JobSettings, ResultSettings
 from jobplatform.usecases.purge import purge
 
 
 @functools.cache
 def _resources() -> tuple[sa.Engine, results.Bucket, JobSettings, ResultSettings]:
+    faults.switch_on(FaultSettings.from_env(), function="purge")
     settings = ResultSettings.from_env()
     engine = database.create_engine(
         DatabaseSettings.from_env(), application_name="jobplatform-purge", statement_timeout=60

@@ -14,11 +14,12 @@ from aws_lambda_powertools.utilities.batch import (
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from jobplatform import aws, database, queue
+from jobplatform import aws, database, faults, queue
 from jobplatform.observability import logger, metrics
 from jobplatform.settings import (
     DatabaseSettings,
     DataDatabaseSettings,
+    FaultSettings,
     JobSettings,
     QueueSettings,
     ResultSettings,
@@ -31,6 +32,7 @@ processor = BatchProcessor(event_type=EventType.SQS)
 
 @functools.cache
 def _worker() -> run_job.Worker:
+    faults.switch_on(FaultSettings.from_env(), function="worker")
     platform, data = DatabaseSettings.from_env(), DataDatabaseSettings.from_env()
     results = ResultSettings.from_env()
     return run_job.Worker(

@@ -24,6 +24,7 @@ from jobplatform.settings import (
     ApiSettings,
     DatabaseSettings,
     DataDatabaseSettings,
+    FaultSettings,
     JobSettings,
     QueueSettings,
     ResultSettings,
@@ -72,7 +73,13 @@ class ServiceStack(Stack):
             },
             overrides=options.settings,
         )
-        job_groups = (DatabaseSettings, QueueSettings, ResultSettings, JobSettings)
+        job_groups = (
+            DatabaseSettings,
+            QueueSettings,
+            ResultSettings,
+            JobSettings,
+            FaultSettings,
+        )
         function = functools.partial(
             PlatformFunction,
             self,
@@ -154,7 +161,9 @@ class ServiceStack(Stack):
             name="purge",
             timeout=timedelta(minutes=15),
             memory_mb=512,
-            environment=environment.of(DatabaseSettings, ResultSettings, JobSettings),
+            environment=environment.of(
+                DatabaseSettings, ResultSettings, JobSettings, FaultSettings
+            ),
         )
         data.results.grant_clean(purge)
         self._schedule(purge, events.Schedule.cron(hour="3", minute="0"), Duration.hours(1), 2)

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from jobplatform import results
+from jobplatform import faults, results
 from jobplatform.settings import ResultSettings
 
 
@@ -13,7 +13,7 @@ def client(service: str, endpoint_url: str | None = None) -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    made = boto3.client(
         service,  # type: ignore[call-overload]
         endpoint_url=endpoint_url,
         config=Config(
@@ -27,6 +27,8 @@ def client(service: str, endpoint_url: str | None = None) -> Any:
             s3={"addressing_style": "path" if endpoint_url else "auto"},
         ),
     )
+    faults.watch(made)
+    return made
 
 
 def bucket(settings: ResultSettings) -> results.Bucket:

@@ -15,7 +15,7 @@ from aws_lambda_powertools.utilities.idempotency.base import IdempotencyHandler
 from aws_lambda_powertools.utilities.idempotency.persistence.base import BasePersistenceLayer
 from aws_lambda_powertools.utilities.idempotency.persistence.datarecord import DataRecord
 
-from jobplatform import database, errors, job_store, jobs
+from jobplatform import database, errors, faults, job_store, jobs
 
 
 class JobRecord(BasePersistenceLayer):
@@ -37,6 +37,7 @@ class JobRecord(BasePersistenceLayer):
                     conn, new, request_hash=data_record.payload_hash, max_queued=self._max_queued
                 )
                 if job is not None:
+                    faults.point("submit.before_commit")
                     self.job = job
                     return
                 key = new.idempotency_key

@@ -159,3 +159,12 @@ class ApiSettings(Settings):
     cursor_secret_arn: str | None = None
     version: str = "0.0.0"
     target: Literal["embedded", "localstack", "aws"] = "embedded"
+
+
+class FaultSettings(Settings):
+    """Breaking things on purpose; see `jobplatform.faults`. Refused against AWS itself."""
+
+    prefix: ClassVar[str] = "FAULTS_"
+
+    file: str | None = None
+    """Path of the script of faults, shared with the functions' processes; None: no faults."""

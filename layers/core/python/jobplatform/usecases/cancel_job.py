@@ -4,7 +4,7 @@ import uuid
 
 import sqlalchemy as sa
 
-from jobplatform import database, errors, job_store, jobs
+from jobplatform import database, errors, faults, job_store, jobs
 from jobplatform.settings import JobSettings
 
 
@@ -25,6 +25,8 @@ def cancel_job(
                 raise errors.JobNotCancellable(
                     f"The job has already ended: it {_ENDED[job.status]}.", status=job.status
                 )
+        faults.point("cancel.before_commit")
+    faults.point("cancel.after_commit")
     return job
 
 

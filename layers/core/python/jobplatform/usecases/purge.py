@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from jobplatform import client_store, database, job_store, results
+from jobplatform import client_store, database, faults, job_store, results
 from jobplatform.observability import logger
 from jobplatform.settings import JobSettings, ResultSettings
 from jobplatform.usecases.ring_due_jobs import clean_attempts
@@ -69,7 +69,9 @@ def purge(
 
 def _in_transaction(engine: sa.Engine, step: Callable[..., int]) -> int:
     with database.transaction(engine) as conn:
-        return step(conn, limit=_BATCH)
+        done = step(conn, limit=_BATCH)
+        faults.point("purge.before_commit")
+    return done
 
 
 def _results(engine: sa.Engine, bucket: results.Bucket, grace: dt.timedelta) -> int:
@@ -81,8 +83,10 @@ def _results(engine: sa.Engine, bucket: results.Bucket, grace: dt.timedelta) -> 
     gone = [job_id for job_id, key in expired if key not in left]
     if left:
         logger.error("results not deleted", keys=sorted(left)[:10], count=len(left))
+    faults.point("purge.erased")
     with database.transaction(engine) as conn:
         job_store.mark_results_deleted(conn, gone)
+    faults.point("purge.marked")
     return len(gone)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from jobplatform import database, job_store, jobs, results
+from jobplatform import database, faults, job_store, jobs, results
 from jobplatform.observability import logger
 from jobplatform.queue import Queue
 from jobplatform.settings import JobSettings
@@ -52,6 +52,7 @@ def _rescue(engine: sa.Engine, settings: JobSettings) -> int:
         except sa.exc.DatabaseError:
             logger.exception("job not rescued", job_id=str(job_id))
             continue
+        faults.point("dispatch.rescued")
         for found, status in done:
             logger.warning("worker lost", job_id=str(found), status=status)
             rescued += 1
@@ -71,8 +72,10 @@ def _ring(engine: sa.Engine, queue: Queue, settings: JobSettings) -> int:
         batch = due[start : start + SQS_BATCH]
         # First the bell, then the mark: a crash between them rings twice, which is harmless.
         taken = queue.ring_all(batch)
+        faults.point("dispatch.rung")
         with database.transaction(engine) as conn:
             job_store.mark_rung(conn, taken)
+        faults.point("dispatch.marked")
         rung += len(taken)
     return rung
 
@@ -90,6 +93,7 @@ def clean_attempts(engine: sa.Engine, bucket: results.Bucket, *, limit: int) -> 
         except Exception:
             logger.exception("attempt not cleaned", job_id=str(attempt.job_id))
             continue
+        faults.point("clean.erased")
         with database.transaction(engine) as conn:
             job_store.mark_cleaned(conn, [attempt.token])
         cleaned += 1

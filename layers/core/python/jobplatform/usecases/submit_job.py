@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 import sqlalchemy as sa
 
-from jobplatform import errors, idempotency, job_store, jobs, plans, templating
+from jobplatform import errors, faults, idempotency, job_store, jobs, plans, templating
 from jobplatform.client_store import Caller
 from jobplatform.observability import logger
 from jobplatform.queue import Queue
@@ -63,6 +63,7 @@ def submit_job(
     }
 
     def ring(job: jobs.Job) -> None:
+        faults.point("submit.after_commit")
         wait = (job.available_at - job.created_at).total_seconds()
         if wait > settings.ring_ahead.total_seconds():
             return  # the dispatcher rings when its time comes
@@ -71,6 +72,7 @@ def submit_job(
         except Exception:
             # The 202 holds: the dispatcher rings for every job that nobody started.
             logger.exception("doorbell not rung", job_id=str(job.id))
+        faults.point("submit.after_doorbell")
 
     job, replayed = idempotency.submit_once(
         new,
