@@ -2,6 +2,8 @@
 
 import datetime as dt
 import decimal
+import enum
+import ipaddress
 import json
 import math
 import re
@@ -14,35 +16,43 @@ from jobplatform.templating import Column
 
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 256 * 1024
-_must_quote = re.compile(r'[",\r\n]|^$|^\\\.$').search
+_must_quote = re.compile(r'[",\r\n]|^$').search
+_must_quote_in_array = re.compile(r'[{}",\\\s]|^$|^null$', re.IGNORECASE | re.ASCII).search
 _is_formula = re.compile(r"[=+\-@\t\r]").match
+_json_string = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def encode(
     rows: Iterable[Sequence[Any]], columns: Sequence[Column], format: ResultFormat
 ) -> Iterator[tuple[bytes, int]]:
-    """Chunks of whole rows with how many they are; the header is not a row and comes with the first chunk.
+    """Chunks of whole rows with how many they are; the header is not a row and comes first.
 
-    Raises ValueError for a row that has another number of values than there are columns.
+    Raises ValueError for a row that has another number of values than there are columns, or a value
+    of a type that has no place in a file.
     """
     excel = format is ResultFormat.CSV_EXCEL
     end = "\r\n" if excel else "\n"
-    names = [column.name for column in columns]
+    kinds = [column.type for column in columns]
+    keys = [_json_string(column.name) + ":" for column in columns]
     buffer: list[str] = []
     size = count = 0
     if format is not ResultFormat.JSONL:
-        buffer.append(",".join(map(_quoted, names)) + end)
+        buffer.append(",".join(_quoted(column.name) for column in columns) + end)
     for row in rows:
-        if len(row) != len(names):
-            raise ValueError(f"a row has {len(row)} values for {len(names)} columns")
+        if len(row) != len(kinds):
+            raise ValueError(f"a row has {len(row)} values for {len(kinds)} columns")
         if format is ResultFormat.JSONL:
-            line = json.dumps(
-                dict(zip(names, map(_json_value, row), strict=True)),
-                ensure_ascii=False,
-                separators=(",", ":"),
-            )
+            values = [
+                key + _json(value, kind) for key, kind, value in zip(keys, kinds, row, strict=True)
+            ]
+            line = "{" + ",".join(values) + "}"
         else:
-            line = ",".join([_field(value, excel) for value in row])
+            line = ",".join(
+                [_field(value, kind, excel) for kind, value in zip(kinds, row, strict=True)]
+            )
+            if line == r"\.":
+                # Alone on its line it was the end of the data for servers before PostgreSQL 18.
+                line = r'"\."'
         buffer.append(line + end)
         size += len(line)
         count += 1
@@ -54,55 +64,177 @@ def encode(
         yield "".join(buffer).encode(), count
 
 
-def _field(value: Any, guard: bool) -> str:
+def _field(value: Any, kind: str, guard: bool) -> str:
     """NULL is nothing, an empty text is `""`."""
     if value is None:
         return ""
     if isinstance(value, str):
         return _quoted("'" + value if guard and _is_formula(value) else value)
-    return _quoted(text_of(value))
+    return _quoted(text_of(value, kind))
 
 
 def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if _must_quote(text) else text
 
 
-def text_of(value: Any) -> str:
-    """A value as PostgreSQL prints it, with the session's settings of `sqltext.SESSION`."""
+def text_of(value: Any, kind: str = "") -> str:
+    """A value as PostgreSQL prints it, with the session's settings of `sqltext.SESSION`.
+
+    `kind` is the PostgreSQL name of its type, for values that more than one type can hold.
+    """
     match value:
         case bool():
             return "t" if value else "f"
+        case enum.Enum():
+            return text_of(value.value, kind)
         case float():
-            if not math.isfinite(value):
-                return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-            text = repr(value)
-            return text.removesuffix(".0") if "e" not in text else text.replace(".0e", "e")
+            return _float(value, kind)
+        case decimal.Decimal():
+            return _decimal(value)
+        case int():
+            return str(int(value))
         case dt.datetime():
-            text = (value.astimezone(dt.UTC) if value.tzinfo else value).isoformat(" ")
-            if "." in text:
-                head, _, rest = text.partition(".")
-                digits, zone = rest[:6].rstrip("0"), rest[6:]
-                text = f"{head}.{digits}{zone}" if digits else head + zone
-            return text.replace("+00:00", "+00")
-        case dt.date() | dt.time() | int() | decimal.Decimal() | uuid.UUID() | str():
+            return _timestamp(value, " ")
+        case dt.time():
+            return _time(value)
+        case dt.timedelta():
+            return _interval(value)
+        case str():
+            return value
+        case dt.date() | uuid.UUID():
+            return str(value)
+        case ipaddress.IPv4Address() | ipaddress.IPv6Address():
+            return str(value)
+        case ipaddress.IPv4Network() | ipaddress.IPv6Network():
             return str(value)
         case bytes():
             return "\\x" + value.hex()
-        case dict() | list():
-            return json.dumps(value, ensure_ascii=False)
+        case list() | tuple() if kind.endswith("[]"):
+            return _array(value, kind.removesuffix("[]"))
+        case dict() | list() | tuple():
+            return _document(value, sort=kind == "jsonb")
         case _:
             raise ValueError(f"a row cannot hold a {type(value).__name__}")
 
 
-def _json_value(value: Any) -> Any:
+def _float(value: float, kind: str = "") -> str:
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    # Python and PostgreSQL agree on the digits, and differ on when the exponent is written.
+    digits = 6 if kind == "real" else 15
+    text = repr(value)
+    if "e" not in text and abs(value) < 10**digits:
+        return text.removesuffix(".0")
+    sign, numerals, exponent = decimal.Decimal(text).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    head, *tail = map(str, numerals)
+    fraction = "." + "".join(tail) if tail else ""
+    return f"{'-' * sign}{head}{fraction}e{exponent + len(numerals) - 1:+03d}"
+
+
+def _decimal(value: decimal.Decimal) -> str:
+    if not value.is_finite():
+        return "NaN" if value.is_nan() else "Infinity" if value > 0 else "-Infinity"
+    if value.is_zero():
+        exponent = value.as_tuple().exponent
+        assert isinstance(exponent, int)
+        return "0." + "0" * -exponent if exponent < 0 else "0"
+    return format(value, "f")
+
+
+def _timestamp(value: dt.datetime, separator: str) -> str:
+    aware = value.tzinfo is not None
+    if aware:
+        try:
+            value = value.astimezone(dt.UTC)
+        except OverflowError as error:
+            raise ValueError(f"{value} is too far away in UTC") from error
+    text = value.replace(tzinfo=None).isoformat(separator)
+    zone = "+00:00" if separator == "T" else "+00"
+    return _short_fraction(text) + (zone if aware else "")
+
+
+def _time(value: dt.time) -> str:
+    text = _short_fraction(value.replace(tzinfo=None).isoformat())
+    offset = value.utcoffset()
+    if value.tzinfo is None or offset is None:
+        return text
+    zone = value.isoformat()[len(value.replace(tzinfo=None).isoformat()) :]
+    return text + zone.removesuffix(":00")
+
+
+def _short_fraction(text: str) -> str:
+    return text.rstrip("0") if "." in text else text
+
+
+def _interval(value: dt.timedelta) -> str:
+    """As days and a time, both with the sign of the whole: what an interval of days would print."""
+    sign = "-" if value < dt.timedelta(0) else ""
+    value = abs(value)
+    hours, seconds = divmod(value.seconds, 3600)
+    days = f"{sign}{value.days} day{'' if value.days == 1 and not sign else 's'}"
+    fraction = f".{value.microseconds:06d}".rstrip("0") if value.microseconds else ""
+    time = f"{sign}{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}{fraction}"
+    if not value.days:
+        return time
+    return days if not value.seconds and not value.microseconds else f"{days} {time}"
+
+
+def _array(values: Sequence[Any], kind: str) -> str:
+    return "{" + ",".join(_element(value, kind) for value in values) + "}"
+
+
+def _element(value: Any, kind: str) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, list | tuple) and kind not in {"json", "jsonb"}:
+        return _array(value, kind)
+    text = text_of(value, kind)
+    if not _must_quote_in_array(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _document(value: Any, *, sort: bool) -> str:
+    """JSON as type jsonb prints it: keys by length, numbers without an exponent."""
     match value:
-        case None | bool() | int() | str() | dict() | list():
-            return value
+        case dict():
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("JSON cannot hold keys other than text")
+            keys = sorted(value, key=lambda key: (len(key.encode()), key)) if sort else list(value)
+            members = (f"{_json_string(key)}: {_document(value[key], sort=sort)}" for key in keys)
+            return "{" + ", ".join(members) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(_document(item, sort=sort) for item in value) + "]"
         case float() if math.isfinite(value):
-            return value
+            return _decimal(decimal.Decimal(repr(value)))
         case decimal.Decimal() if value.is_finite():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case dt.datetime():
-            return value.isoformat()
+            return _decimal(value)
+        case None | bool() | int() | str():
+            return _json_string(value)
         case _:
-            return text_of(value)
+            raise ValueError(f"JSON cannot hold {value!r:.40}")
+
+
+def _json(value: Any, kind: str) -> str:
+    """A value as `row_to_json` writes it."""
+    match value:
+        case None | bool() | int() | str():
+            return _json_string(value)
+        case enum.Enum():
+            return _json(value.value, kind)
+        case float() if math.isfinite(value):
+            return _float(value, kind)
+        case decimal.Decimal() if value.is_finite():
+            return _decimal(value)
+        case dt.datetime():
+            return _json_string(_timestamp(value, "T"))
+        case dict():
+            return _document(value, sort=kind == "jsonb")
+        case list() | tuple() if kind in {"json", "jsonb"}:
+            return _document(value, sort=kind == "jsonb")
+        case list() | tuple():
+            kind = kind.removesuffix("[]")
+            return "[" + ",".join(_json(item, kind) for item in value) + "]"
+        case _:
+            return _json_string(text_of(value, kind))

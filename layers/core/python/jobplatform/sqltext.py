@@ -1,6 +1,7 @@
 """A SQLAlchemy select as the text of a COPY, which takes no bind parameters.
 
-Every value becomes a literal in `literal`, the only such place; hostile values are thrown at it in the tests.
+Every value becomes a literal in `literal`, the only such place; hostile values are thrown at it in
+the tests.
 """
 
 import datetime as dt
@@ -8,6 +9,7 @@ import decimal
 import enum
 import json
 import math
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -29,14 +31,53 @@ SESSION = {
 }
 
 TEXT_TYPES = frozenset({"text", "character varying", "character", "name", '"char"'})
+# Their text form is made of digits, signs and fixed words alone: nothing in it is anybody's text.
+_NO_TEXT = frozenset(
+    {
+        "smallint",
+        "integer",
+        "bigint",
+        "numeric",
+        "real",
+        "double precision",
+        "money",
+        "boolean",
+        "date",
+        "time",
+        "timestamp",
+        "interval",
+        "uuid",
+        "bytea",
+        "oid",
+    }
+)
 _FORMULA = r"^[=+\-@\t\r]"
+_INTERVAL = re.compile(
+    r"(?:([+-]?\d+) days?)? ?(?:([+-])?(\d+):(\d\d):(\d\d(?:\.\d+)?))?"
+).fullmatch
+_NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000").search
+
+
+def may_hold_text(kind: str) -> bool:
+    """Whether values of a type, by the name `format_type` gives it, can hold somebody's text.
+
+    Enums, arrays and types of extensions can, as far as is known here.
+    """
+    return kind.endswith("]") or _base(kind) not in _NO_TEXT
+
+
+def _base(kind: str) -> str:
+    """The type's name without what qualifies it: timestamp(3) with time zone, interval day."""
+    name = re.split(r"\(| with", kind, maxsplit=1)[0]
+    return "interval" if name.startswith("interval ") else name
 
 
 def literal(value: Any) -> str:
     """A value as a PostgreSQL literal.
 
-    Relies on `standard_conforming_strings`, which `SESSION` switches on: a quote is the only special character.
-    Raises ValueError for text with a NUL, which PostgreSQL cannot hold, and TypeError for types it does not know.
+    Relies on `standard_conforming_strings`, which `SESSION` switches on: a quote is the only
+    special character. Raises ValueError for what PostgreSQL cannot hold (text with a NUL or half a
+    surrogate pair), and TypeError for types it does not know.
     """
     match value:
         case None:
@@ -49,32 +90,34 @@ def literal(value: Any) -> str:
             # In parentheses, or `- -1` would start a comment.
             return f"({int(value)})"
         case float():
-            if math.isfinite(value):
-                return f"CAST({quote(repr(float(value)))} AS double precision)"
-            name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-            return f"CAST('{name}' AS double precision)"
+            return f"CAST({quote(_float(value))} AS double precision)"
         case decimal.Decimal():
-            return f"CAST({quote(str(value))} AS numeric)"
+            return f"CAST({quote('NaN' if value.is_nan() else str(value))} AS numeric)"
         case str():
             return quote(value)
         case dt.datetime():
-            kind = "timestamptz" if value.tzinfo else "timestamp"
-            return f"CAST({quote(value.isoformat())} AS {kind})"
+            if value.tzinfo is None:
+                return f"CAST({quote(value.isoformat())} AS timestamp)"
+            return f"CAST({quote(_utc(value).isoformat())} AS timestamptz)"
         case dt.date():
             return f"CAST({quote(value.isoformat())} AS date)"
         case dt.time():
             return f"CAST({quote(value.isoformat())} AS {'timetz' if value.tzinfo else 'time'})"
         case dt.timedelta():
-            microseconds = value // dt.timedelta(microseconds=1)
-            return f"(({microseconds}) * CAST('1 microsecond' AS interval))"
+            # Whole numbers: PostgreSQL would multiply an interval in double precision.
+            sign, size = ("-" if value < dt.timedelta(0) else ""), abs(value)
+            fields = {"days": size.days, "secs": size.seconds, "us": size.microseconds}
+            text = " ".join(f"{sign}{number} {unit}" for unit, number in fields.items())
+            return f"CAST({quote(text)} AS interval)"
         case uuid.UUID():
             return f"CAST('{value}' AS uuid)"
         case bytes():
             return f"CAST('\\x{value.hex()}' AS bytea)"
         case dict():
-            return f"CAST({quote(json.dumps(value))} AS jsonb)"
+            return f"CAST({quote(_json(value))} AS jsonb)"
         case list() | tuple() | set() | frozenset():
-            return f"ARRAY[{', '.join(literal(item) for item in value)}]"
+            # An empty ARRAY[] would need a type; the text adapts to what it is compared with.
+            return f"ARRAY[{', '.join(literal(item) for item in value)}]" if value else "'{}'"
         case _:
             raise TypeError(f"a query cannot take a {type(value).__name__}")
 
@@ -82,12 +125,76 @@ def literal(value: Any) -> str:
 def quote(text: str) -> str:
     if "\0" in text:
         raise ValueError("text for the database cannot contain NUL")
+    text.encode()  # a UnicodeEncodeError is a ValueError
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def _float(value: float) -> str:
+    if math.isfinite(value):
+        return repr(float(value))
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    """PostgreSQL takes no offset of 16 hours or more, nor one with a fraction of a second."""
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError as error:
+        raise ValueError(f"{value} is too far away in UTC") from error
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if _NUL_IN_JSON(text):
+        raise ValueError("JSON for the database cannot contain NUL")
+    return text
+
+
+def interval(text: str) -> dt.timedelta | str:
+    """What an interval says, for the driver: its own way loses the sign of hours and minutes.
+
+    One with months has no length and stays text.
+    """
+    found = _INTERVAL(text)
+    if found is None:
+        return text
+    days, sign, hours, minutes, seconds = found.groups()
+    time = dt.timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) + dt.timedelta(
+        microseconds=int(decimal.Decimal(seconds or 0) * 1_000_000)
+    )
+    return dt.timedelta(days=int(days or 0)) + (-time if sign == "-" else time)
 
 
 class _Compiler(base.PGCompiler):
     def render_literal_value(self, value: Any, type_: Any) -> str:
-        return literal(value)
+        return _typed(value, type_)
+
+
+def _typed(value: Any, type_: Any) -> str:
+    """A value as its SQLAlchemy type would send it."""
+    while isinstance(type_, sa.types.TypeDecorator):
+        value = type_.process_bind_param(value, _dialect)
+        type_ = type_.impl_instance
+    if value is None:
+        return "NULL"
+    if isinstance(type_, sa.types.ARRAY) and isinstance(value, list | tuple):
+        name = type_.compile(dialect=_dialect)
+        return f"CAST({_array(value, type_.item_type) if value else quote('{}')} AS {name})"
+    if isinstance(type_, sa.types.JSON):
+        name = type_.compile(dialect=_dialect)
+        return f"CAST({quote(_json(None if value is sa.JSON.NULL else value))} AS {name})"
+    if isinstance(type_, sa.types.Enum):
+        processor = type_.bind_processor(_dialect)
+        return literal(processor(value) if processor else value)
+    return literal(value)
+
+
+def _array(values: Sequence[Any], item_type: Any) -> str:
+    items = (
+        _array(item, item_type) if isinstance(item, list | tuple) else _typed(item, item_type)
+        for item in values
+    )
+    return f"ARRAY[{', '.join(items)}]"
 
 
 class _Dialect(base.PGDialect):
@@ -117,7 +224,7 @@ def copy(
             return f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER {str(header).lower()})"
         case ResultFormat.CSV_EXCEL:
             guarded = ", ".join(
-                _guard(name) if kind in TEXT_TYPES else f"q.{identifier(name)}"
+                _guard(name, kind) if may_hold_text(kind) else f"q.{identifier(name)}"
                 for name, kind in columns
             )
             return (
@@ -125,17 +232,34 @@ def copy(
                 f" TO STDOUT (FORMAT csv, HEADER {str(header).lower()})"
             )
         case ResultFormat.JSONL:
-            # JSON escapes control characters, so with these two as quote and delimiter CSV adds nothing.
+            line = "row_to_json(q)"
+            if any(_may_break_lines(kind) for _, kind in columns):
+                # Type json keeps the text it was given; between its tokens a line end is a space.
+                line = f"translate(CAST({line} AS text), E'\\n\\r', '  ')"
+            # JSON escapes control characters: with these as quote and delimiter CSV adds nothing.
             return (
-                f"COPY (SELECT row_to_json(q) FROM ({query}) AS q)"
+                f"COPY (SELECT {line} FROM ({query}) AS q)"
                 r" TO STDOUT (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')"
             )
 
 
-def _guard(name: str) -> str:
-    """Text that a spreadsheet would take for a formula gets an apostrophe (OWASP: CSV Injection)."""
+def _may_break_lines(kind: str) -> bool:
+    base = _base(kind.removesuffix("[]"))
+    return base not in _NO_TEXT and base not in TEXT_TYPES and base != "jsonb"
+
+
+def _guard(name: str, kind: str) -> str:
+    """Text a spreadsheet would take for a formula gets an apostrophe (OWASP: CSV Injection)."""
     column = f"q.{identifier(name)}"
-    return (
-        f"CASE WHEN {column} ~ E'{_FORMULA.replace(chr(92), chr(92) * 2)}'"
-        f" THEN '''' || {column} ELSE {column} END AS {identifier(name)}"
-    )
+    pattern = f"E'{_FORMULA.replace(chr(92), chr(92) * 2)}'"
+    # Not every collation can be matched.
+    formula = f'CAST({column} AS text) COLLATE "C" ~ {pattern}'
+    if _base(kind) in {"text", "character varying"}:
+        guarded = f"CASE WHEN {formula} THEN '''' || {column} ELSE {column} END"
+    else:
+        # What COPY would print of any type: a cast would strip the blanks of `character`.
+        guarded = (
+            f"CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL"
+            f" WHEN {formula} THEN concat('''', {column}) ELSE concat({column}) END"
+        )
+    return f"{guarded} AS {identifier(name)}"

@@ -1,0 +1,23 @@
+"""Sessions on the adopter's database, as an export opens them."""
+
+from collections.abc import Iterator
+
+import pg8000.native
+import pytest
+
+from infra.local import postgres
+from jobplatform import database, settings, sqltext
+
+
+@pytest.fixture(scope="session")
+def plain_data(server: postgres.LocalPostgres) -> settings.DataDatabaseSettings:
+    """The adopter's database, for tests that need none of its tables."""
+    return settings.DataDatabaseSettings(url=server.url("data"))
+
+
+@pytest.fixture(scope="session")
+def session(plain_data: settings.DataDatabaseSettings) -> Iterator[pg8000.native.Connection]:
+    """A connection with the settings of an export, kept for all tests that only read."""
+    connection = database.connect(plain_data, application_name="tests", **sqltext.SESSION)
+    yield connection
+    connection.close()
