@@ -1,0 +1,89 @@
+"""The export into a discarding sink, against psql's \\copy of the same query to /dev/null.
+
+Same server, same session settings, TCP on loopback. Ours starts with connecting and ends with
+closing, as psql does; before the clock runs, both are compared byte by byte.
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobplatform import export as exporting
+from jobplatform import sqltext
+from jobplatform.jobs import ResultFormat
+from jobplatform.templating import Template
+from templates import flights
+from tests.benchmarks import data
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.bench import run as run_program
+from tests.benchmarks.measuring import Goal, Result, Timed, interleave
+
+ONE_READER, TWO_READERS = Goal(1.0), Goal(0.70)
+
+
+def run(bench: Bench) -> Iterator[Result]:
+    for name, template in (("flights", flights.template), ("wide", data.WIDE)):
+        yield from _compare(bench, name, template)
+
+
+def _compare(bench: Bench, name: str, template: Template) -> Iterator[Result]:
+    assert template.query is not None
+    query = sqltext.select(template.query(template.params()))
+    alone = dataclasses.replace(template, split_by=None)
+    bench.told(f"{name}: comparing the bytes of all ways")
+    psql_says = hashlib.sha256(
+        run_program(bench.copied(query, "pstdout"), environ=bench.psql_environ())
+    ).hexdigest()
+    for readers, way in ((1, alone), (2, template)):
+        digest = hashlib.sha256()
+        found = export(bench, way, digest.update)
+        if digest.hexdigest() != psql_says:
+            raise AssertionError(f"{name}: {readers} readers write other bytes than psql")
+        if found != readers and bench.rows >= data.ROWS:
+            raise AssertionError(f"{name}: {found} readers worked instead of {readers}")
+
+    samples = interleave(
+        {
+            "psql": psql_to(bench, query, Path("/dev/null")),
+            "one reader": lambda: discard(bench, alone),
+            "two readers": lambda: discard(bench, template),
+        },
+        rounds=bench.rounds(7),
+        told=lambda text: bench.told(f"{name}: {text}"),
+    )
+    yield samples.result(f"export {name}, one reader / psql", "one reader", "psql", ONE_READER)
+    yield samples.result(f"export {name}, two readers / psql", "two readers", "psql", TWO_READERS)
+
+
+def export(bench: Bench, template: Template, sink: object) -> int:
+    """Exports to a function that takes bytes; answers how many sessions read."""
+    assert callable(sink)
+    with exporting.Export(
+        bench.data,
+        template,
+        template.params(),
+        format=ResultFormat.CSV,
+        statement_timeout=dt.timedelta(minutes=30),
+    ) as running:
+        running.prepare()
+        running.run(lambda block, rows, last: sink(block))
+        return running.readers
+
+
+def discard(bench: Bench, template: Template) -> None:
+    export(bench, template, _nothing)
+
+
+def _nothing(block: bytes) -> None:
+    pass
+
+
+def psql_to(bench: Bench, query: str, sink: Path) -> Timed:
+    command, environ = bench.copied(query, str(sink)), bench.psql_environ()
+
+    def work() -> None:
+        run_program(command, environ=environ)
+
+    return work
