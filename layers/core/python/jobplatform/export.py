@@ -6,11 +6,14 @@ continued behind it, by another process and still in the same snapshot: `Export.
 snapshot alive until somebody else has taken it over.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime as dt
 import json
 import queue
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -103,18 +106,23 @@ class Session:
         return Session(self._address, statement_timeout=self._timeout, snapshot=snapshot)
 
     def close(self) -> None:
-        """Ends the session, from any thread. Not by a polite goodbye: a COPY may be under way."""
+        """Ends the session, from any thread. Not by a polite goodbye: a COPY may be under way.
+
+        The socket is reset. Were it only shut, a server that is sending would wait for ever for
+        somebody to read, and keep its snapshot and locks.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        sock = self.connection._usock
-        try:
-            sock.shutdown(2)
-        except OSError:
-            pass
-        finally:
-            sock.close()
+        sock, stream = self.connection._usock, self.connection._sock
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Wakes a thread that reads, which the closing of its stream would wait for.
+            sock.shutdown(socket.SHUT_RD)
+        sock.close()
+        with contextlib.suppress(OSError, ValueError):
+            stream.close()
 
     def cancel(self) -> None:
         """Stops the query that runs, from another thread: it fails with SQLSTATE 57014."""
@@ -212,9 +220,8 @@ class Export:
         # The formula guard may have changed a text, which then is no place to go on from.
         guarded = self._format is ResultFormat.CSV_EXCEL
         kinds = {column.name: column.type for column in self.columns}
-        return not (
-            guarded and any(kinds.get(name) in sqltext.TEXT_TYPES for name in self._template.order)
-        )
+        texts = [name for name in self._template.order if sqltext.may_hold_text(kinds[name])]
+        return not (guarded and texts)
 
     def close(self) -> None:
         self._stopped = True

@@ -244,6 +244,7 @@ class ResultWriter:
         self._last: tuple[list[bytes], int] | None = None
         self._chunks: queue.Queue[tuple[bytes, int, bytes] | None] = queue.Queue(_CHUNKS_AHEAD)
         self._error: BaseException | None = None
+        self._suspending = False
         self._room = threading.Semaphore(_UPLOADS_AT_ONCE)
         self._uploads = concurrent.futures.ThreadPoolExecutor(
             _UPLOADS_AT_ONCE, thread_name_prefix="upload"
@@ -306,6 +307,10 @@ class ResultWriter:
 
     def suspend(self) -> Checkpoint | None:
         """Stops behind the last whole part, waits until it is safe, and leaves the upload open."""
+        if self._error is None:
+            self._suspending = True
+            self._chunks.put(None)
+            self._packing.join()
         self._stop()
         self._uploads.shutdown()
         return self.checkpoint()
@@ -363,6 +368,8 @@ class ResultWriter:
                 self._send(number, pieces, rows, (rows_before, bytes_in, last))
                 number += 1
                 pieces, size, rows = [], 0, 0
+        if self._suspending:
+            return
         if packer is not None:
             pieces.append(packer.flush())
         elif self._compression is jobs.Compression.GZIP and number == 1:

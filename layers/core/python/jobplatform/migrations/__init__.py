@@ -1,7 +1,7 @@
 """Alembic migrations of the platform's tables, shipped with the code that needs them.
 
-Expand and contract: a migration may add what the running version ignores and drop what it no longer reads, so that old
-and new code work side by side during a deployment.
+Expand and contract: a migration may add what the running version ignores and drop what it no longer
+reads, so that old and new code work side by side during a deployment.
 """
 
 from pathlib import Path
@@ -9,6 +9,9 @@ from pathlib import Path
 import alembic.command
 import alembic.config
 import sqlalchemy as sa
+from alembic import migration, script, util
+
+from jobplatform import tables
 
 
 def config(engine: sa.Engine) -> alembic.config.Config:
@@ -19,6 +22,26 @@ def config(engine: sa.Engine) -> alembic.config.Config:
     return settings
 
 
-def upgrade(engine: sa.Engine, revision: str = "head") -> None:
-    """Brings the schema to `revision`; concurrent callers wait for each other by an advisory lock."""
-    alembic.command.upgrade(config(engine), revision)
+def upgrade(engine: sa.Engine, revision: str = "head") -> bool:
+    """Brings the schema to `revision`; concurrent callers wait for each other by an advisory lock.
+
+    False where the schema is already ahead of this code: a deployment that is rolled back brings
+    the old code back over the new schema, which it works on and must leave alone.
+    """
+    settings = config(engine)
+    if _is_ahead(engine, script.ScriptDirectory.from_config(settings)):
+        return False
+    alembic.command.upgrade(settings, revision)
+    return True
+
+
+def _is_ahead(engine: sa.Engine, known: script.ScriptDirectory) -> bool:
+    with engine.connect() as connection:
+        options = {"version_table_schema": tables.SCHEMA}
+        heads = migration.MigrationContext.configure(connection, opts=options).get_current_heads()
+    try:
+        for head in heads:
+            known.get_revision(head)
+    except util.CommandError:
+        return True
+    return False
