@@ -92,8 +92,9 @@ def demo(console: Console, state_dir: Path) -> None:
         )
         return
     target = _target(console, state_dir)
+    state = target.start()
     try:
-        Demo(console, target.start(), RESULT).run()
+        Demo(console, state, RESULT).run()
     finally:
         console.print()
         with ConsoleProgress(console).step("Stop everything"):

@@ -118,6 +118,9 @@ class MiniStack:
         if self._running is not None:
             self._running.stop()
             self._running = None
+        if self._process is not None:
+            self._process.poll()
+            self._process = None
 
     def _is_healthy(self) -> bool:
         assert self._running is not None

@@ -21,8 +21,8 @@ from typing import Any, Self
 import pg8000.native
 
 from infra.local import paths
-from infra.local.errors import LocalError, tail
-from infra.local.processes import ProcessRef, free_port, wait_until
+from infra.local.errors import LocalError
+from infra.local.processes import Command, ProcessRef, free_port, wait_until
 
 DATABASES = ("platform", "data")
 
@@ -143,6 +143,9 @@ class LocalPostgres:
             self._running.stop()
             self._running = None
         if self._process is not None:
+            self._process.poll()
+            self._process = None
+        if self._process is not None:
             # It has ended: this only tells Popen so.
             self._process.wait(timeout=10)
             self._process = None
@@ -253,26 +256,21 @@ def _initdb(home: Path, binaries: Path, user: _User, password: str) -> None:
     password_file.touch(mode=0o600)
     password_file.write_text(password)
     user.own(password_file)
-    log = home / "initdb.log"
-    with log.open("wb") as output:
-        done = subprocess.run(
-            [
-                *(binaries / "bin" / "initdb", "-D", home / "data", "--username", "postgres"),
-                *("--auth", "scram-sha-256", "--pwfile", password_file),
-                *("--encoding", "UTF8", "--locale-provider", "builtin", "--locale", "C.UTF-8"),
-                *("--no-sync", "--no-instructions"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=home,
-            env=_environ(),
-            check=False,
-            **user.for_popen(),
-        )
+    with Command(
+        [
+            *(binaries / "bin" / "initdb", "-D", home / "data", "--username", "postgres"),
+            *("--auth", "scram-sha-256", "--pwfile", password_file),
+            *("--encoding", "UTF8", "--locale-provider", "builtin", "--locale", "C.UTF-8"),
+            *("--no-sync", "--no-instructions"),
+        ],
+        what="initdb",
+        log=home / "initdb.log",
+        cwd=home,
+        environ=_environ(),
+        user=user.for_popen(),
+    ) as initdb:
+        initdb.wait(seconds=60)
     password_file.unlink()
-    if done.returncode != 0:
-        raise LocalError(f"initdb failed ({done.returncode}):\n{tail(log)}")
 
 
 def _environ() -> dict[str, str]:

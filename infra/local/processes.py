@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -102,7 +102,10 @@ def wait_until(
 
 
 class Command:
-    """A command with its output in a log file; leaving the `with` block ends it."""
+    """A command with its output in a log file; leaving the `with` block ends it.
+
+    `user` holds the arguments of `Popen` that say as whom it runs.
+    """
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Command:
         log: Path,
         cwd: Path,
         environ: Mapping[str, str],
+        user: Mapping[str, Any] | None = None,
     ) -> None:
         self._what = what
         self._log = log
@@ -125,6 +129,7 @@ class Command:
                 env=environ,
                 # Its own group, so that it and its children can be ended together.
                 start_new_session=True,
+                **(user or {}),
             )
 
     def __enter__(self) -> Self:
@@ -137,8 +142,8 @@ class Command:
         traceback: TracebackType | None,
     ) -> None:
         if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # Its children too, and only then go on: they may be writing what is removed next.
+            ProcessRef.of(self._process.pid).stop(polite=signal.SIGKILL, patience=5)
             self._process.wait()
 
     def wait(self, *, seconds: float, watch: Callable[[str], None] | None = None) -> None:

@@ -75,6 +75,7 @@ class LocalTarget:
         self._sample_data = sample_data
         self._progress = progress or Silent()
         self._state: State | None = None
+        self._servers: list[MiniStack | LocalPostgres] = []
 
     def __enter__(self) -> Self:
         self.start()
@@ -148,7 +149,8 @@ class LocalTarget:
                 self._deploy()
                 self._make_client()
             except BaseException:
-                self._stop()
+                with self._progress.step("Stop what was started"):
+                    self._stop()
                 raise
             return self.state
 
@@ -162,13 +164,18 @@ class LocalTarget:
         self._state = None
         if state is not None:
             state.stop()
+        for server in self._servers:
+            server.stop()
+        self._servers.clear()
 
     def _start_servers(self) -> None:
         ministack = MiniStack(self.state_dir)
+        self._servers.append(ministack)
         with self._progress.step("Start the AWS emulator and PostgreSQL"):
             self._note(ministack=ministack.launch())
             if self._database_url is None:
                 postgres = LocalPostgres(self.state_dir, durable=self._durable)
+                self._servers.append(postgres)
                 self._note(postgres=postgres.launch())
                 postgres.wait()
                 self._note(database_url=postgres.url(), data_database_url=postgres.url("data"))
