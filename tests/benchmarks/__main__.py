@@ -1,72 +1,14 @@
 """`python -m tests.benchmarks [NAME ...] [--rows N] [--rounds N]`: measure, and say what holds."""
 
-import argparse
 import os
 import sys
-import tempfile
-from pathlib import Path
-
-from rich.console import Console
-
-from infra.local import paths
-from infra.local.errors import LocalError
-from infra.local.processes import interruptible
-from tests.benchmarks import registry
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.data import ROWS
-from tests.benchmarks.report import Report
-
-BUILD = paths.ROOT / "build"
 
 
 def main() -> int:
-    arguments = _arguments()
-    console = Console(file=sys.stdout)
     _bare_environ()
-    # What the functions print is their log; the table goes to the terminal that was there before.
-    sys.stdout = Path(os.devnull).open("w")
-    chosen = registry.load(arguments.names)
-    folder = paths.ROOT / ".local" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            interruptible(),
-            tempfile.TemporaryDirectory(prefix="run-", dir=folder) as run,
-            Report(console) as report,
-            Bench(
-                Path(run), rows=arguments.rows, rounds=arguments.rounds, told=report.told
-            ) as bench,
-        ):
-            for benchmark in chosen:
-                report.heading(f"{benchmark.name}: {benchmark.title}")
-                for result in benchmark.run(bench):
-                    report.add(result)
-    except LocalError as error:
-        Console(stderr=True).print(f"\n{error}", style="red", markup=False, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\n  Interrupted.", highlight=False)
-        return 130
-    report.finish(BUILD)
-    return 0
+    from tests.benchmarks import cli
 
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(registry.MODULES)}"
-    )
-    parser.add_argument(
-        "--rows", type=int, default=ROWS, help=f"size of the data, rows of flights ({ROWS:,})"
-    )
-    parser.add_argument("--rounds", type=int, help="repetitions; usual: 3 to 9")
-    found = parser.parse_args()
-    for name in found.names:
-        if name not in registry.MODULES:
-            parser.error(f"there is no benchmark {name}; choose of {', '.join(registry.MODULES)}")
-    if found.rows < 1000:
-        parser.error("--rows has to be 1000 at least")
-    return found
+    return cli.main()
 
 
 def _bare_environ() -> None:
@@ -74,6 +16,12 @@ def _bare_environ() -> None:
     for name in list(os.environ):
         if name.startswith(("AWS_", "POWERTOOLS_", "PG")):
             del os.environ[name]
+    # Read when the functions' modules are imported.
+    os.environ.update(
+        POWERTOOLS_SERVICE_NAME="benchmarks",
+        POWERTOOLS_METRICS_NAMESPACE="JobPlatform",
+        POWERTOOLS_TRACE_DISABLED="true",
+    )
 
 
 if __name__ == "__main__":

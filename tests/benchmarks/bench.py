@@ -130,9 +130,6 @@ class Bench:
                 "QUEUE_URL": self.queue_url,
                 "RESULTS_BUCKET": BUCKET,
                 "API_CURSOR_SECRET": "benchmark",
-                "POWERTOOLS_SERVICE_NAME": "benchmarks",
-                "POWERTOOLS_METRICS_NAMESPACE": "JobPlatform",
-                "POWERTOOLS_TRACE_DISABLED": "true",
             }
         )
 
@@ -184,12 +181,14 @@ def client_of(emulator: RunningMiniStack, service: str) -> Any:
     return session.client(service, endpoint_url=emulator.endpoint_url)  # type: ignore[call-overload]
 
 
-def run(command: list[str], *, environ: dict[str, str], seconds: float = 1800) -> bytes:
+def run(
+    command: list[str], *, environ: dict[str, str], given: str = "", seconds: float = 1800
+) -> bytes:
     """Runs a program to its end and answers what it printed; raises when it failed."""
     done = subprocess.run(
         command,
         env=environ,
-        stdin=subprocess.DEVNULL,
+        input=given.encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         timeout=seconds,

@@ -37,7 +37,7 @@ async def asynchronous(url: str, query: str, sink: Any) -> None:
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
+    given = json.load(sys.stdin)
     began = time.perf_counter()
     with Path(os.devnull).open("w", newline="") as sink:
         if given["driver"] == "asyncpg":
