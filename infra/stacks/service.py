@@ -144,6 +144,13 @@ class ServiceStack(Stack):
         )
         data.results.grant_clean(dispatcher)
         queue.queue.grant_send_messages(dispatcher)
+        # It looks at the dead letters and leaves them there.
+        queue.dead_letter_queue.grant(
+            dispatcher,
+            "sqs:ReceiveMessage",
+            "sqs:ChangeMessageVisibility",
+            "sqs:GetQueueAttributes",
+        )
         # A run that was missed is made up for by the next one.
         self._schedule(
             dispatcher, events.Schedule.rate(Duration.minutes(1)), Duration.minutes(1), 0

@@ -15,6 +15,7 @@ CONSUME = {
     "sqs:DeleteMessage",
     "sqs:GetQueueAttributes",
 }
+LOOK = {"sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"}
 CLEAN = {
     "s3:DeleteObject",
     "s3:AbortMultipartUpload",
@@ -26,7 +27,7 @@ SECRET = {"secretsmanager:GetSecretValue", "secretsmanager:DescribeSecret"}
 EXPECTED = {
     "Api": SEND | SECRET | {"s3:GetObject"},
     "Worker": SEND | CONSUME | SECRET | CLEAN | {"s3:GetObject", "s3:PutObject"},
-    "Dispatcher": SEND | SECRET | CLEAN,
+    "Dispatcher": SEND | LOOK | SECRET | CLEAN,
     "Purge": SECRET | CLEAN,
     "Migrate": SECRET,
     "Admin": SEND | CONSUME | SECRET | CLEAN | {"sqs:PurgeQueue"},
