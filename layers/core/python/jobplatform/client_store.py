@@ -140,20 +140,29 @@ def remove(conn: sa.Connection, client_id: uuid.UUID) -> list[str]:
             expires_at=sa.case((queued, sa.func.now()), else_=jobs.c.expires_at),
         )
     )
-    hasten_removed(conn)
     return ids
 
 
-def hasten_removed(conn: sa.Connection) -> int:
-    """Lets the jobs of removed clients be purged now instead of at their own time."""
+def hasten_removed(conn: sa.Connection, *, limit: int) -> int:
+    """Lets jobs of removed clients be purged now instead of at their own time, a bounded batch."""
     removed = sa.select(clients.c.id).where(clients.c.removed_at.is_not(None)).scalar_subquery()
-    result = conn.execute(
-        sa.update(jobs)
+    waiting = (
+        sa.select(jobs.c.id)
         .where(
             jobs.c.client_id.in_(removed),
             jobs.c.finished_at.is_not(None),
-            jobs.c.expires_at > sa.func.now(),
+            sa.or_(
+                jobs.c.expires_at > sa.func.now(),
+                sa.and_(jobs.c.result_deleted_at.is_(None), jobs.c.result_expires_at > _LONG_AGO),
+            ),
         )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    result = conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id.in_(waiting))
         .values(
             expires_at=sa.func.now(),
             result_expires_at=sa.case((jobs.c.result_key.is_not(None), _LONG_AGO), else_=None),

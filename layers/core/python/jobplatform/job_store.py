@@ -1,7 +1,8 @@
-"""SQL on jobs, in the order of a job's life; the job row is its own outbox and its own idempotency record.
+"""SQL on jobs, in the order of a job's life; the job row is its own outbox and idempotency record.
 
-One function, one statement. `conn` is an open transaction that the caller ends. A change of state is
-compare-and-set: None or False means that somebody else was there first. All times are the database's.
+One function, one statement. `conn` is an open transaction that the caller ends. A change of state
+is compare-and-set: None or False means that somebody else was there first. All times are the
+database's.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ class NewJob:
 
 
 def insert(conn: sa.Connection, new: NewJob, *, request_hash: str, max_queued: int) -> Job | None:
-    """Makes the job; None where its key already names one, or `max_queued` of its client wait or run."""
+    """Makes the job; None where its key names one, or `max_queued` of its client wait or run."""
     row = conn.execute(
         _INSERT,
         {
@@ -135,10 +136,11 @@ def claim(
     lease: dt.timedelta,
     weights: Mapping[str, int],
 ) -> Job | None:
-    """Takes the job that is next: the due one of the client that has the smallest share of the workers.
+    """Takes the job that is next: of the client that has the smallest share of the workers.
 
-    The share is the client's running jobs divided by its plan's weight; among equals, the client served longest ago.
-    A client that is alone gets every worker. Of one client's jobs, the one due first. None: nothing is due.
+    The share is the client's running jobs divided by its plan's weight; among equals, the client
+    served longest ago. A client that is alone gets every worker. Of one client's jobs, the one due
+    first. None: nothing is due.
     """
     row = conn.execute(
         _CLAIM, {"token": token, "worker": worker, "lease": lease, "weights": dict(weights)}
@@ -157,7 +159,7 @@ def heartbeat(
     estimate: int | None,
     checkpoint: dict[str, Any] | None = None,
 ) -> bool | None:
-    """Renews the lease and notes the progress: whether cancelling was asked for, None if the lease is lost."""
+    """Renews the lease and notes the progress: whether to cancel; None if the lease is lost."""
     noted = {} if checkpoint is None else {"checkpoint": checkpoint}
     row = conn.execute(
         sa.update(jobs)
@@ -235,7 +237,7 @@ def requeue(
     counted: bool,
     checkpoint: dict[str, Any] | None = None,
 ) -> bool:
-    """`running -> queued`, due `after` from now; `counted`: whether this attempt is one of the job's few."""
+    """`running -> queued`, due `after` from now; `counted`: as one of the job's few attempts."""
     result = conn.execute(
         sa.update(jobs)
         .where(
@@ -274,7 +276,7 @@ def is_taken_over(conn: sa.Connection, job_id: uuid.UUID) -> bool:
 
 
 def drop_checkpoint(conn: sa.Connection, job_id: uuid.UUID, *, token: uuid.UUID) -> bool:
-    """The attempt starts over under a prefix of its own; what was uploaded is left to be cleaned."""
+    """The attempt starts over under a prefix of its own; the old upload is left to be cleaned."""
     result = conn.execute(
         sa.update(jobs)
         .where(jobs.c.id == job_id, jobs.c.attempt_token == token)
@@ -341,7 +343,7 @@ def close_attempt(
     error_code: str | None = None,
     error_detail: str | None = None,
 ) -> None:
-    """Writes how an attempt ended; an attempt that was already closed by the dispatcher stays as it is."""
+    """Writes how an attempt ended, unless the dispatcher has already done so."""
     conn.execute(
         sa.update(attempts)
         .where(attempts.c.token == token, attempts.c.finished_at.is_(None))
@@ -360,7 +362,7 @@ def close_attempt(
 def cancel(
     conn: sa.Connection, job_id: uuid.UUID, *, client_id: uuid.UUID | None, retention: dt.timedelta
 ) -> Job | None:
-    """A queued job ends at once, a running one is marked for its worker; None where there is nothing to cancel.
+    """A queued job ends at once, a running one is marked for its worker; None if it has ended.
 
     The second cancel of a running job changes nothing and answers the job.
     """
@@ -403,7 +405,7 @@ def rescue(
 ) -> list[tuple[uuid.UUID, JobStatus]]:
     """Takes jobs from workers that were lost, by the rule that a worker's own failure obeys.
 
-    Cancelled if that was asked for, failed after the last attempt, else queued again after its delay.
+    Cancelled if that was asked for, failed after the last attempt, else queued after its delay.
     """
     rows = conn.execute(
         _RESCUE,
@@ -468,11 +470,16 @@ class Remains:
     job_id: uuid.UUID
 
 
-def attempts_to_clean(conn: sa.Connection, *, limit: int) -> list[Remains]:
+def attempts_to_clean(
+    conn: sa.Connection, *, worker_life: dt.timedelta, limit: int
+) -> list[Remains]:
     """Ended, unpublished attempts whose uploads are not yet known to be gone.
 
     An attempt that handed its upload over is left alone until the job has no checkpoint any more.
+    One whose worker was lost comes twice: at once, and when that worker cannot be alive any more,
+    as it may have written something after the first time.
     """
+    longest = _now - worker_life
     rows = conn.execute(
         sa.select(
             attempts.c.token, attempts.c.upload_token, attempts.c.client_id, attempts.c.job_id
@@ -482,6 +489,7 @@ def attempts_to_clean(conn: sa.Connection, *, limit: int) -> list[Remains]:
             attempts.c.finished_at.is_not(None),
             attempts.c.outcome != "published",
             attempts.c.cleaned_at.is_(None),
+            sa.or_(attempts.c.erased_at.is_(None), attempts.c.started_at < longest),
             sa.or_(
                 jobs.c.checkpoint.is_(None),
                 jobs.c.checkpoint["upload_token"].astext
@@ -489,18 +497,25 @@ def attempts_to_clean(conn: sa.Connection, *, limit: int) -> list[Remains]:
             ),
             sa.or_(
                 jobs.c.result_key.is_(None),
+                jobs.c.result_deleted_at.is_not(None),
                 sa.func.strpos(jobs.c.result_key, sa.cast(attempts.c.upload_token, sa.Text)) == 0,
             ),
         )
-        .order_by(attempts.c.finished_at)
+        .order_by(attempts.c.erased_at.is_not(None), attempts.c.finished_at)
         .limit(limit)
     )
     return [Remains(row.token, row.upload_token, row.client_id, row.job_id) for row in rows]
 
 
-def mark_cleaned(conn: sa.Connection, tokens: Iterable[uuid.UUID]) -> None:
+def mark_cleaned(
+    conn: sa.Connection, tokens: Iterable[uuid.UUID], *, worker_life: dt.timedelta
+) -> None:
+    """Notes that nothing of them is left: for good only where their worker has surely ended."""
+    ended = sa.or_(attempts.c.outcome != "worker_lost", attempts.c.started_at < _now - worker_life)
     conn.execute(
-        sa.update(attempts).where(attempts.c.token.in_(list(tokens))).values(cleaned_at=_now)
+        sa.update(attempts)
+        .where(attempts.c.token.in_(list(tokens)))
+        .values(erased_at=_now, cleaned_at=sa.case((ended, _now)))
     )
 
 
@@ -524,7 +539,10 @@ def live_tokens(conn: sa.Connection, tokens: Iterable[uuid.UUID]) -> set[uuid.UU
 def forget_expired_keys(conn: sa.Connection, *, limit: int) -> int:
     """Frees idempotency keys whose time is over, a bounded batch."""
     expired = _batch(
-        jobs.c.idempotency_key.is_not(None), jobs.c.idempotency_expires_at <= _now, limit=limit
+        jobs.c.idempotency_key.is_not(None),
+        jobs.c.idempotency_expires_at <= _now,
+        first=jobs.c.idempotency_expires_at,
+        limit=limit,
     )
     result = conn.execute(
         sa.update(jobs)
@@ -556,7 +574,7 @@ def mark_results_deleted(conn: sa.Connection, job_ids: Iterable[uuid.UUID]) -> N
 
 
 def delete_expired(conn: sa.Connection, *, limit: int) -> int:
-    """Deletes final jobs past retention of which nothing is left in S3, with attempts and transitions."""
+    """Deletes final jobs past retention of which nothing is left in S3, with their audit trail."""
     left = sa.exists().where(
         attempts.c.job_id == jobs.c.id,
         attempts.c.cleaned_at.is_(None),
@@ -568,13 +586,14 @@ def delete_expired(conn: sa.Connection, *, limit: int) -> int:
         jobs.c.finished_at.is_not(None),
         sa.or_(jobs.c.result_key.is_(None), jobs.c.result_deleted_at.is_not(None)),
         sa.not_(left),
+        first=jobs.c.expires_at,
         limit=limit,
     )
     return conn.execute(sa.delete(jobs).where(jobs.c.id.in_(gone))).rowcount
 
 
 def attempts_of(conn: sa.Connection, job_id: uuid.UUID) -> list[dict[str, Any]]:
-    """Every attempt of the job, oldest first, causes included: for operators, never for customers."""
+    """Every attempt of the job, oldest first, with causes: for operators, never for customers."""
     rows = conn.execute(
         sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.started_at)
     )
@@ -589,11 +608,17 @@ def transitions_of(conn: sa.Connection, job_id: uuid.UUID) -> list[dict[str, Any
     return [dict(row._mapping) for row in rows]
 
 
-def _batch(*conditions: sa.ColumnElement[bool], limit: int) -> sa.ScalarSelect[Any]:
-    """Ids of a bounded batch that nobody else has locked, as a subquery."""
+def _batch(
+    *conditions: sa.ColumnElement[bool], first: sa.ColumnElement[Any], limit: int
+) -> sa.ScalarSelect[Any]:
+    """Ids of a bounded batch that nobody else has locked, as a subquery; lowest `first` come first.
+
+    The order makes the planner read the index of that column, wherever the rows are.
+    """
     return (
         sa.select(jobs.c.id)
         .where(*conditions)
+        .order_by(first)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
@@ -614,7 +639,8 @@ SELECT :id, :client_id, :plan, :template_name, :template_version, :parameters, :
     :compression, 'queued', 'submitted', CAST(:run_at AS timestamptz), now(),
     greatest(now(), CAST(:run_at AS timestamptz)), CAST(:max_attempts AS integer),
     CAST(:idempotency_key AS text),
-    CASE WHEN CAST(:idempotency_key AS text) IS NOT NULL THEN now() + CAST(:idempotency_ttl AS interval) END,
+    CASE WHEN CAST(:idempotency_key AS text) IS NOT NULL
+        THEN now() + CAST(:idempotency_ttl AS interval) END,
     :request_hash
 WHERE (
     SELECT count(*) FROM (
@@ -639,8 +665,9 @@ RETURNING {_job_columns}
     .columns(*_job_types)
 )
 
-# `waiting` hops from client to client along jobs_queued_by_client_idx, so that its cost grows with the clients that
-# wait, not with their jobs. SKIP LOCKED lets simultaneous claims take different jobs.
+# `waiting` hops from client to client along jobs_queued_by_client_idx, so that its cost grows with
+# the clients that wait, not with their jobs. SKIP LOCKED lets simultaneous claims take different
+# jobs, and none wait for another: that a client was just served needs to be noted only once.
 _CLAIM = (
     sa.text(f"""
 WITH RECURSIVE waiting AS (
@@ -674,15 +701,18 @@ WITH RECURSIVE waiting AS (
     (SELECT id, client_id FROM continuing) UNION ALL (SELECT id, client_id FROM fresh) LIMIT 1
 ), served AS (
     UPDATE jobplatform.clients SET last_claimed_at = clock_timestamp()
-    FROM next WHERE clients.id = next.client_id
+    WHERE id = (SELECT c.id FROM jobplatform.clients AS c JOIN next ON next.client_id = c.id
+                FOR NO KEY UPDATE OF c SKIP LOCKED)
 ), attempt AS (
     INSERT INTO jobplatform.attempts (token, upload_token, job_id, client_id, number, worker)
     SELECT :token,
-        coalesce((q.checkpoint ->> 'upload_token')::uuid, :token), q.id, q.client_id, q.attempts + 1, :worker
+        coalesce((q.checkpoint ->> 'upload_token')::uuid, :token), q.id, q.client_id,
+        q.attempts + 1, :worker
     FROM next JOIN jobplatform.jobs AS q ON q.id = next.id
 )
 UPDATE jobplatform.jobs AS j SET
-    status = 'running', status_reason = 'claimed', attempts = j.attempts + 1, attempt_token = :token,
+    status = 'running', status_reason = 'claimed',
+    attempts = j.attempts + 1, attempt_token = :token,
     lease_expires_at = now() + CAST(:lease AS interval), started_at = coalesce(j.started_at, now()),
     rows_written = CASE WHEN j.checkpoint IS NULL THEN 0 ELSE j.rows_written END,
     bytes_written = CASE WHEN j.checkpoint IS NULL THEN 0 ELSE j.bytes_written END
@@ -712,8 +742,8 @@ WITH lost AS (
     FROM lost WHERE a.token = lost.attempt_token AND a.finished_at IS NULL
 )
 UPDATE jobplatform.jobs AS j SET
-    status = lost.status, status_reason = 'worker lost', attempt_token = NULL, lease_expires_at = NULL,
-    rung_at = NULL,
+    status = lost.status, status_reason = 'worker lost',
+    attempt_token = NULL, lease_expires_at = NULL, rung_at = NULL,
     available_at = CASE WHEN lost.status = 'queued'
         THEN now() + (CAST(:delays AS interval[]))[least(j.attempts, CAST(:retries AS integer) + 1)]
         ELSE j.available_at END,

@@ -122,7 +122,7 @@ class Job:
 
     @property
     def percent(self) -> int | None:
-        """Estimated progress, 0-99 while running (the planner's guess of the rows), 100 when succeeded."""
+        """Progress by the planner's guess of the rows: 0-99 while running, 100 when succeeded."""
         if self.status is JobStatus.SUCCEEDED:
             return 100
         if self.status is not JobStatus.RUNNING or not self.rows_estimated:
@@ -131,7 +131,7 @@ class Job:
 
 
 def new_id() -> uuid.UUID:
-    """A UUID version 7 (RFC 9562): ordered by time, so that new rows share the pages of an index."""
+    """A UUID version 7 (RFC 9562): ordered by time, so that new rows share pages of an index."""
     milliseconds = time.time_ns() // 1_000_000
     bits = (milliseconds << 80) | secrets.randbits(80)
     bits = bits & ~(0xF << 76) | (0x7 << 76)

@@ -119,6 +119,8 @@ class JobSettings(Settings):
     """A running job whose worker has not been heard of for so long belongs to nobody."""
     heartbeat: Duration = timedelta(seconds=2)
     """How often a worker renews its lease and looks whether its job was cancelled."""
+    worker_life: Duration = timedelta(minutes=16)
+    """After so long no worker can be alive any more, however lost it is (Lambda ends it after 15)."""
     retention: Duration = timedelta(days=30)
     """Age at which a finished job is purged, counted from its end."""
     idempotency_ttl: Duration = timedelta(hours=24)

@@ -1,4 +1,4 @@
-"""The platform's tables. Migrations make them; a test holds these definitions to what the migrations made."""
+"""The platform's tables. Migrations make them; a test holds these definitions to those."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
@@ -181,7 +181,8 @@ attempts = sa.Table(
     sa.Column("as_of", _timestamp),
     # Whose S3 prefix it writes under: its own, or that of the attempt whose upload it continues.
     sa.Column("upload_token", sa.Uuid, nullable=False),
-    # When nothing of an unpublished attempt was left in S3 any more.
+    # When what it had left in S3 was last removed, and when it was so for good.
+    sa.Column("erased_at", _timestamp),
     sa.Column("cleaned_at", _timestamp),
     sa.Index("attempts_job_id_idx", "job_id", "number"),
     sa.Index(

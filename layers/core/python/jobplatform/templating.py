@@ -20,7 +20,7 @@ Read = Callable[[sa.Select[Any]], Iterator[Sequence[Any]]]
 
 
 class Params(pydantic.BaseModel):
-    """Base of a template's parameters: unknown names are refused, docstrings of fields are shown."""
+    """Base of a template's parameters: unknown names are refused, fields' docstrings are shown."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -37,9 +37,10 @@ class Column:
 class Template:
     """A report: its parameters, and either a `query` or a Python generator of `rows`.
 
-    `query(params)` answers a SQLAlchemy select; its rows never pass through Python, so it runs at the speed of the
-    database. `rows(params, read)` yields rows for what SQL cannot say; `read(select)` streams a select from the same
-    snapshot. Raise `ValueError` in either to refuse parameters for good.
+    `query(params)` answers a SQLAlchemy select; its rows never pass through Python, so it runs at
+    the speed of the database. `rows(params, read)` yields rows for what SQL cannot say;
+    `read(select)` streams a select from the same snapshot. Raise `ValueError` in either to refuse
+    parameters for good.
     """
 
     params: type[pydantic.BaseModel]
@@ -50,13 +51,13 @@ class Template:
     version: str = "1"
     """Change it when the same parameters give another result."""
     order: tuple[str, ...] = ()
-    """Columns that are together unique and never NULL, and by which the query's rows can be sorted: what a long
-    export continues by."""
+    """Columns that are together unique and never NULL, and by which the query's rows can be sorted:
+    what a long export continues by."""
     split_by: str | None = None
     """The first of `order`, an indexed integer: a large result is then read in ranges of it, two at
     a time."""
     consistency: Consistency = "snapshot"
-    """`snapshot`: one point in time, whatever happens. `live`: a continuation may see newer rows."""
+    """`snapshot`: one point in time, whatever happens. `live`: a continuation may see more."""
     statement_timeout: dt.timedelta | None = None
     max_rows: int | None = None
     max_bytes: int | None = None
@@ -97,7 +98,8 @@ class Template:
 def catalogue() -> Mapping[str, Template]:
     """Every template by name: each module of the package `templates` that has a `template`.
 
-    A file without one is an error of its author and stops the catalogue, rather than be missed in silence.
+    A file without one is an error of its author and stops the catalogue, rather than be missed in
+    silence.
     """
     import templates
 
@@ -112,7 +114,8 @@ def get(name: str) -> Template:
     """Raises `errors.TemplateNotFound`. Loads this one template only."""
     import templates
 
-    if not any(name == found for _, found, _ in pkgutil.iter_modules(templates.__path__)):
+    names = {found for _, found, _ in pkgutil.iter_modules(templates.__path__)}
+    if name not in names or name.startswith("_"):
         raise errors.TemplateNotFound(f"There is no template {name!r}; GET /templates lists them.")
     return _load(name)
 

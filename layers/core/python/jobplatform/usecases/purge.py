@@ -1,7 +1,8 @@
 """The purge: what is past its time goes, from S3 first and from Postgres then, in bounded batches.
 
-The order matters: a row is the only thing that knows its object, so it goes last. A purge that dies anywhere is made
-up for by the next; a job that is not final, or is due in the future, is never touched.
+The order matters: a row is the only thing that knows its object, so it goes last. A purge that dies
+anywhere is made up for by the next; a job that is not final, or is due in the future, is never
+touched.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from jobplatform import client_store, database, faults, job_store, results
 from jobplatform.observability import logger
 from jobplatform.settings import JobSettings, ResultSettings
-from jobplatform.usecases.ring_due_jobs import clean_attempts
+from jobplatform.usecases.ring_due_jobs import clean_attempts, each
 
 _BATCH = 500
 _UPLOAD_AGE = dt.timedelta(hours=24)
@@ -41,7 +42,10 @@ def purge(
     now: dt.datetime,
     seconds_left: Callable[[], float],
 ) -> Purged:
-    """Purges until nothing is left to purge or less than 30 s of time are."""
+    """Purges until nothing is left to purge or less than 30 s of time are.
+
+    An error of one kind stops no other kind, and is raised in an ExceptionGroup after them.
+    """
 
     def enough_time() -> bool:
         return seconds_left() > 30
@@ -52,19 +56,30 @@ def purge(
             total += done
         return total
 
-    with database.transaction(engine) as conn:
-        client_store.hasten_removed(conn)
-    done = Purged(
-        results=repeat(lambda: _results(engine, bucket, result_settings.purge_grace)),
-        attempts=repeat(lambda: clean_attempts(engine, bucket, limit=_BATCH)),
-        uploads=_uploads(engine, bucket, now),
-        keys=repeat(lambda: _in_transaction(engine, job_store.forget_expired_keys)),
-        jobs=repeat(lambda: _in_transaction(engine, job_store.delete_expired)),
-        clients=repeat(lambda: _in_transaction(engine, client_store.delete_removed)),
-        complete=enough_time(),
+    def rows(step: Callable[..., int]) -> Callable[[], int]:
+        return lambda: repeat(lambda: _in_transaction(engine, step))
+
+    def attempts() -> int:
+        return clean_attempts(engine, bucket, worker_life=settings.worker_life, limit=_BATCH)
+
+    done, failed = each(
+        {
+            "hastened": rows(client_store.hasten_removed),
+            "results": lambda: repeat(
+                lambda: _results(engine, bucket, result_settings.purge_grace)
+            ),
+            "attempts": lambda: repeat(attempts),
+            "uploads": lambda: _uploads(engine, bucket, now),
+            "keys": rows(job_store.forget_expired_keys),
+            "jobs": rows(job_store.delete_expired),
+            "clients": rows(client_store.delete_removed),
+        }
     )
-    logger.info("purged", **dataclasses.asdict(done))
-    return done
+    logger.info("purged", extra=done)
+    if failed:
+        raise ExceptionGroup(f"a purge was incomplete: {done}", failed)
+    done.pop("hastened")
+    return Purged(**done, complete=enough_time())
 
 
 def _in_transaction(engine: sa.Engine, step: Callable[..., int]) -> int:
@@ -91,14 +106,16 @@ def _results(engine: sa.Engine, bucket: results.Bucket, grace: dt.timedelta) -> 
 
 
 def _uploads(engine: sa.Engine, bucket: results.Bucket, now: dt.datetime) -> int:
-    """Ends uploads that no attempt will finish: of purged jobs, or begun by a worker after it was given up."""
-    old = bucket.uploads_before(now - _UPLOAD_AGE)
-    tokens = {key: results.upload_token(key) for key, _ in old}
-    with database.transaction(engine) as conn:
-        live = job_store.live_tokens(conn, [token for token in tokens.values() if token])
+    """Ends uploads that no attempt will finish: of purged jobs, or begun by a worker given up."""
     ended = 0
-    for key, upload_id in old:
-        if tokens[key] not in live:
-            bucket.abort(key, upload_id)
-            ended += 1
+    old = bucket.uploads_before(now - _UPLOAD_AGE)
+    for start in range(0, len(old), _BATCH):
+        batch = old[start : start + _BATCH]
+        tokens = {key: results.upload_token(key) for key, _ in batch}
+        with database.transaction(engine) as conn:
+            live = job_store.live_tokens(conn, [token for token in tokens.values() if token])
+        for key, upload_id in batch:
+            if tokens[key] not in live:
+                bucket.abort(key, upload_id)
+                ended += 1
     return ended

@@ -1,14 +1,17 @@
-"""The dispatcher's tick: rescue what lost its worker, ring for what is due, remove what dead attempts left.
+"""The dispatcher's tick: rescue what lost its worker, ring for what is due, remove what dead
+attempts left.
 
-Nothing here holds a lock between statements; a tick that dies anywhere is made up for by the next, and two at once do
-no harm.
+Nothing here holds a lock between statements; a tick that dies anywhere is made up for by the next,
+and two at once do no harm.
 """
 
 import dataclasses
+import datetime as dt
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from jobplatform import database, faults, job_store, jobs, results
+from jobplatform import database, errors, faults, job_store, jobs, results
 from jobplatform.observability import logger
 from jobplatform.queue import Queue
 from jobplatform.settings import JobSettings
@@ -31,12 +34,34 @@ class Tick:
 def ring_due_jobs(
     *, engine: sa.Engine, queue: Queue, bucket: results.Bucket, settings: JobSettings
 ) -> Tick:
-    """One tick. An error with one row is logged and does not stop the others."""
-    return Tick(
-        rescued=_rescue(engine, settings),
-        rung=_ring(engine, queue, settings),
-        cleaned=clean_attempts(engine, bucket, limit=_CLEANINGS),
-    )
+    """One tick.
+
+    An error with one row is logged and stops no other row; one of a whole duty stops no other duty
+    and is raised, in an ExceptionGroup, when the others have had their turn.
+    """
+    life = settings.worker_life
+    duties: dict[str, Callable[[], int]] = {
+        "rescued": lambda: _rescue(engine, settings),
+        "rung": lambda: _ring(engine, queue, settings),
+        "cleaned": lambda: clean_attempts(engine, bucket, worker_life=life, limit=_CLEANINGS),
+    }
+    done, failed = each(duties)
+    if failed:
+        raise ExceptionGroup(f"a tick was incomplete: {done}", failed)
+    return Tick(**done)
+
+
+def each(duties: dict[str, Callable[[], int]]) -> tuple[dict[str, int], list[Exception]]:
+    """What every duty has done, and the errors of those that could not be carried out."""
+    done: dict[str, int] = {}
+    failed: list[Exception] = []
+    for name, duty in duties.items():
+        try:
+            done[name] = duty()
+        except Exception as error:
+            error.add_note(f"while counting what was {name}")
+            failed.append(error)
+    return done, failed
 
 
 def _rescue(engine: sa.Engine, settings: JobSettings) -> int:
@@ -49,7 +74,7 @@ def _rescue(engine: sa.Engine, settings: JobSettings) -> int:
                 done = job_store.rescue(
                     conn, [job_id], delays=settings.retry_delays, retention=settings.retention
                 )
-        except sa.exc.DatabaseError:
+        except (sa.exc.DatabaseError, errors.ServiceUnavailable):
             logger.exception("job not rescued", job_id=str(job_id))
             continue
         faults.point("dispatch.rescued")
@@ -73,17 +98,22 @@ def _ring(engine: sa.Engine, queue: Queue, settings: JobSettings) -> int:
         # First the bell, then the mark: a crash between them rings twice, which is harmless.
         taken = queue.ring_all(batch)
         faults.point("dispatch.rung")
-        with database.transaction(engine) as conn:
-            job_store.mark_rung(conn, taken)
+        try:
+            with database.transaction(engine) as conn:
+                job_store.mark_rung(conn, taken)
+        except (sa.exc.DatabaseError, errors.ServiceUnavailable):
+            logger.exception("doorbells not noted", job_ids=[str(job_id) for job_id in taken])
         faults.point("dispatch.marked")
         rung += len(taken)
     return rung
 
 
-def clean_attempts(engine: sa.Engine, bucket: results.Bucket, *, limit: int) -> int:
+def clean_attempts(
+    engine: sa.Engine, bucket: results.Bucket, *, worker_life: dt.timedelta, limit: int
+) -> int:
     """Erases from S3 what attempts left that ended without publishing."""
     with database.transaction(engine) as conn:
-        remains = job_store.attempts_to_clean(conn, limit=limit)
+        remains = job_store.attempts_to_clean(conn, worker_life=worker_life, limit=limit)
     cleaned = 0
     for attempt in remains:
         try:
@@ -95,6 +125,6 @@ def clean_attempts(engine: sa.Engine, bucket: results.Bucket, *, limit: int) -> 
             continue
         faults.point("clean.erased")
         with database.transaction(engine) as conn:
-            job_store.mark_cleaned(conn, [attempt.token])
+            job_store.mark_cleaned(conn, [attempt.token], worker_life=worker_life)
         cleaned += 1
     return cleaned

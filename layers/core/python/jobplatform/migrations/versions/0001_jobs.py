@@ -1,4 +1,4 @@
-"""Clients, keys, jobs, attempts, transitions; row-level security; the state machine's second wall."""
+"""Clients, keys, jobs, attempts, transitions; row-level security; the state machine's wall."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -33,7 +33,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF (OLD.status, NEW.status) NOT IN (
         ('queued', 'running'), ('queued', 'cancelled'),
-        ('running', 'queued'), ('running', 'succeeded'), ('running', 'failed'), ('running', 'cancelled'),
+        ('running', 'queued'), ('running', 'succeeded'), ('running', 'failed'),
+        ('running', 'cancelled'),
         ('failed', 'queued'), ('cancelled', 'queued')
     ) THEN
         RAISE EXCEPTION 'job % cannot go from % to %', OLD.id, OLD.status, NEW.status
@@ -286,6 +287,7 @@ def upgrade() -> None:
         sa.Column("bytes_written", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("as_of", _TIMESTAMP, nullable=True),
         sa.Column("upload_token", sa.Uuid(), nullable=False),
+        sa.Column("erased_at", _TIMESTAMP, nullable=True),
         sa.Column("cleaned_at", _TIMESTAMP, nullable=True),
         sa.ForeignKeyConstraint(
             ["job_id"],
