@@ -91,9 +91,13 @@ class LocalPostgres:
     ) -> None:
         self.stop()
 
-    def url(self, database: str = "platform") -> str:
+    @property
+    def running(self) -> RunningPostgres:
         assert self._running is not None, "start() comes first"
-        return self._running.url(database)
+        return self._running
+
+    def url(self, database: str = "platform") -> str:
+        return self.running.url(database)
 
     def start(self) -> RunningPostgres:
         """Returns when the server answers; on failure nothing is left behind."""
@@ -126,9 +130,8 @@ class LocalPostgres:
 
     def wait(self) -> None:
         """Returns when the server answers and its databases are there."""
-        assert self._running is not None, "launch() comes first"
-        assert self._process is not None
-        home = Path(self._running.home)
+        assert self._process is not None, "launch() comes first"
+        home = Path(self.running.home)
         wait_until(
             lambda: _is_ready(home / "data"),
             process=self._process,
@@ -136,7 +139,7 @@ class LocalPostgres:
             log=home / "postgres.log",
             seconds=60,
         )
-        _make_databases(self._running.port, self._running.password)
+        _make_databases(self.running.port, self.running.password)
 
     def stop(self) -> None:
         if self._running is not None:

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,13 @@ class ProcessRef:
     @classmethod
     def of(cls, pid: int) -> Self:
         return cls(pid=pid, started=psutil.Process(pid).create_time())
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        return cls(**json.loads(file.read_text()))
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(dataclasses.asdict(self)))
 
     def is_alive(self) -> bool:
         try:
@@ -101,6 +110,10 @@ def wait_until(
         time.sleep(0.02)
 
 
+NOTE_SUFFIX = ".process"
+"""Ending of the file beside a command's log that names its process while it runs."""
+
+
 class Command:
     """A command with its output in a log file; leaving the `with` block ends it.
 
@@ -119,7 +132,8 @@ class Command:
     ) -> None:
         self._what = what
         self._log = log
-        with log.open("wb") as output:
+        self._note = log.with_suffix(NOTE_SUFFIX)
+        with log.open("wb") as output, uninterrupted():
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
@@ -131,6 +145,8 @@ class Command:
                 start_new_session=True,
                 **(user or {}),
             )
+            self._ref = ProcessRef.of(self._process.pid)
+            self._ref.save(self._note)
 
     def __enter__(self) -> Self:
         return self
@@ -141,10 +157,11 @@ class Command:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:
+        with uninterrupted():
             # Its children too, and only then go on: they may be writing what is removed next.
-            ProcessRef.of(self._process.pid).stop(polite=signal.SIGKILL, patience=5)
+            self._ref.stop(polite=signal.SIGKILL, patience=5)
             self._process.wait()
+            self._note.unlink(missing_ok=True)
 
     def wait(self, *, seconds: float, watch: Callable[[str], None] | None = None) -> None:
         """Waits for success; `watch` sees the last line of output while it runs."""
@@ -187,10 +204,34 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signals = [signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    with _handling([signal.SIGTERM, signal.SIGHUP], interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets a short block run to its end; a signal that came meanwhile is delivered after it.
+
+    A process just started would otherwise be lost before anybody has written down its number.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread alone
+        return
+    came: list[int] = []
+    with _handling(_INTERRUPTS, lambda number, frame: came.append(number)):
+        yield
+    if came:
+        signal.raise_signal(came[0])
+
+
+_INTERRUPTS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@contextlib.contextmanager
+def _handling(numbers: Sequence[int], handler: Callable[[int, object], object]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

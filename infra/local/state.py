@@ -4,12 +4,13 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, Self
 
 from infra.local.ministack import REGION, RunningMiniStack
 from infra.local.postgres import RunningPostgres
-from infra.local.processes import ProcessRef
+from infra.local.processes import NOTE_SUFFIX, ProcessRef, uninterrupted
 
 _FILE = "state.json"
 
@@ -60,10 +61,14 @@ class State:
 
     def stop(self) -> None:
         """Ends what lives of it and removes its folder."""
-        for server in (self.ministack, self.postgres):
-            if server is not None:
-                server.stop()
-        shutil.rmtree(self.state_dir, ignore_errors=True)
+        with uninterrupted():
+            # Commands that a killed `up` was waiting for.
+            for note in self.state_dir.glob(f"*{NOTE_SUFFIX}"):
+                ProcessRef.load(note).stop(polite=signal.SIGKILL, patience=5)
+            for server in (self.ministack, self.postgres):
+                if server is not None:
+                    server.stop()
+            shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def as_status(self) -> dict[str, Any]:
         """What `make -s status` prints."""

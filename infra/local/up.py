@@ -21,6 +21,7 @@ from infra.local.deployment import SERVICE_STACK, Deployment, resources_done
 from infra.local.errors import LocalError
 from infra.local.ministack import REGION, MiniStack, RunningMiniStack
 from infra.local.postgres import LocalPostgres, connect
+from infra.local.processes import uninterrupted
 from infra.local.state import State
 from jobclient.admin import Admin
 from jobplatform.plans import PLANS
@@ -172,11 +173,13 @@ class LocalTarget:
         ministack = MiniStack(self.state_dir)
         self._servers.append(ministack)
         with self._progress.step("Start the AWS emulator and PostgreSQL"):
-            self._note(ministack=ministack.launch())
+            with uninterrupted():
+                self._note(ministack=ministack.launch())
             if self._database_url is None:
                 postgres = LocalPostgres(self.state_dir, durable=self._durable)
                 self._servers.append(postgres)
-                self._note(postgres=postgres.launch())
+                with uninterrupted():
+                    self._note(postgres=postgres.launch())
                 postgres.wait()
                 self._note(database_url=postgres.url(), data_database_url=postgres.url("data"))
             else:
