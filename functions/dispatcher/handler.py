@@ -1,4 +1,4 @@
-"""EventBridge calls it every minute: it rings for every job that is due and that nobody has started."""
+"""EventBridge calls it every minute: it rings for jobs that are due and not started."""
 
 import dataclasses
 import functools
@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from jobplatform import aws, database, faults, queue, results
+from jobplatform import aws, database, faults, results
 from jobplatform.observability import logger, metrics
+from jobplatform.queue import DeadLetters, Queue
 from jobplatform.settings import (
     DatabaseSettings,
     FaultSettings,
@@ -23,7 +24,8 @@ from jobplatform.usecases import ring_due_jobs
 @dataclasses.dataclass(frozen=True)
 class _Resources:
     engine: sa.Engine
-    queue: queue.Queue
+    queue: Queue
+    dead_letters: DeadLetters | None
     bucket: results.Bucket
     settings: JobSettings
 
@@ -31,11 +33,14 @@ class _Resources:
 @functools.cache
 def _resources() -> _Resources:
     faults.switch_on(FaultSettings.from_env(), function="dispatcher")
+    queues, sqs = QueueSettings.from_env(), aws.client("sqs")
+    dead = queues.dead_letter_url
     return _Resources(
         engine=database.create_engine(
             DatabaseSettings.from_env(), application_name="jobplatform-dispatcher"
         ),
-        queue=queue.Queue(aws.client("sqs"), QueueSettings.from_env().url),
+        queue=Queue(sqs, queues.url),
+        dead_letters=DeadLetters(sqs, dead) if dead else None,
         bucket=aws.bucket(ResultSettings.from_env()),
         settings=JobSettings.from_env(),
     )
@@ -46,8 +51,13 @@ def _resources() -> _Resources:
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
     got = _resources()
     tick = ring_due_jobs.ring_due_jobs(
-        engine=got.engine, queue=got.queue, bucket=got.bucket, settings=got.settings
+        engine=got.engine,
+        queue=got.queue,
+        dead_letters=got.dead_letters,
+        bucket=got.bucket,
+        settings=got.settings,
     )
     for name, value in dataclasses.asdict(tick).items():
-        metrics.add_metric(name=f"Jobs{name.capitalize()}", unit=MetricUnit.Count, value=value)
+        metric = f"Jobs{name.title().replace('_', '')}"
+        metrics.add_metric(name=metric, unit=MetricUnit.Count, value=value)
     return dataclasses.asdict(tick)

@@ -104,6 +104,8 @@ class ResultSettings(Settings):
     """How long a result can be downloaded after its job succeeded."""
     purge_grace: Duration = timedelta(hours=1)
     """Between the end of a result and its deletion, so that a download under way can be resumed."""
+    upload_ttl: Duration = timedelta(hours=24)
+    """Age at which the purge ends an upload that no attempt works on."""
 
 
 class JobSettings(Settings):

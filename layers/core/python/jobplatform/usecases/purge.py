@@ -17,7 +17,6 @@ from jobplatform.settings import JobSettings, ResultSettings
 from jobplatform.usecases.ring_due_jobs import clean_attempts, each
 
 _BATCH = 500
-_UPLOAD_AGE = dt.timedelta(hours=24)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def purge(
                 lambda: _results(engine, bucket, result_settings.purge_grace)
             ),
             "attempts": lambda: repeat(attempts),
-            "uploads": lambda: _uploads(engine, bucket, now),
+            "uploads": lambda: _uploads(engine, bucket, now - result_settings.upload_ttl),
             "keys": rows(job_store.forget_expired_keys),
             "jobs": rows(job_store.delete_expired),
             "clients": rows(client_store.delete_removed),
@@ -105,10 +104,10 @@ def _results(engine: sa.Engine, bucket: results.Bucket, grace: dt.timedelta) -> 
     return len(gone)
 
 
-def _uploads(engine: sa.Engine, bucket: results.Bucket, now: dt.datetime) -> int:
+def _uploads(engine: sa.Engine, bucket: results.Bucket, moment: dt.datetime) -> int:
     """Ends uploads that no attempt will finish: of purged jobs, or begun by a worker given up."""
     ended = 0
-    old = bucket.uploads_before(now - _UPLOAD_AGE)
+    old = bucket.uploads_before(moment)
     for start in range(0, len(old), _BATCH):
         batch = old[start : start + _BATCH]
         tokens = {key: results.upload_token(key) for key, _ in batch}

@@ -1,5 +1,4 @@
-"""The dispatcher's tick: rescue what lost its worker, ring for what is due, remove what dead
-attempts left.
+"""The dispatcher's tick: rescue what lost its worker, ring for what is due, clean up after both.
 
 Nothing here holds a lock between statements; a tick that dies anywhere is made up for by the next,
 and two at once do no harm.
@@ -13,8 +12,9 @@ import sqlalchemy as sa
 
 from jobplatform import database, errors, faults, job_store, jobs, results
 from jobplatform.observability import logger
-from jobplatform.queue import Queue
+from jobplatform.queue import DeadLetters, Queue
 from jobplatform.settings import JobSettings
+from jobplatform.usecases.note_dead_letters import note_dead_letters
 
 _RESCUES = 500
 _BELLS = 1_000
@@ -27,12 +27,18 @@ class Tick:
     """What one tick did."""
 
     rescued: int
+    dead_letters: int
     rung: int
     cleaned: int
 
 
 def ring_due_jobs(
-    *, engine: sa.Engine, queue: Queue, bucket: results.Bucket, settings: JobSettings
+    *,
+    engine: sa.Engine,
+    queue: Queue,
+    dead_letters: DeadLetters | None = None,
+    bucket: results.Bucket,
+    settings: JobSettings,
 ) -> Tick:
     """One tick.
 
@@ -40,12 +46,16 @@ def ring_due_jobs(
     and is raised, in an ExceptionGroup, when the others have had their turn.
     """
     life = settings.worker_life
-    duties: dict[str, Callable[[], int]] = {
-        "rescued": lambda: _rescue(engine, settings),
-        "rung": lambda: _ring(engine, queue, settings),
-        "cleaned": lambda: clean_attempts(engine, bucket, worker_life=life, limit=_CLEANINGS),
-    }
-    done, failed = each(duties)
+    done, failed = each(
+        {
+            "rescued": lambda: _rescue(engine, settings),
+            "dead_letters": lambda: (
+                note_dead_letters(engine, dead_letters) if dead_letters is not None else 0
+            ),
+            "rung": lambda: _ring(engine, queue, settings),
+            "cleaned": lambda: clean_attempts(engine, bucket, worker_life=life, limit=_CLEANINGS),
+        }
+    )
     if failed:
         raise ExceptionGroup(f"a tick was incomplete: {done}", failed)
     return Tick(**done)
