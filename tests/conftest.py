@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import moto
@@ -17,6 +18,7 @@ from jobplatform.usecases import run_job
 
 _OURS = ("DATABASE_", "DATA_DATABASE_", "QUEUE_", "RESULTS_", "JOBS_", "WORKER_", "API_")
 BUCKET = "results-bucket"
+_TESTS = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -130,3 +132,12 @@ def worker(
         results=settings.ResultSettings(bucket=bucket.name),
         settings=settings.WorkerSettings(part_bytes=5 * 2**20),
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file stay together in a parallel run, so do those that share what is slow to make:
+    synthesized templates, a deployment."""
+    for item in items:
+        folder = item.path.relative_to(_TESTS).parts[0]
+        group = folder if folder in {"infra", "e2e", "chaos"} else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -24,11 +24,11 @@ _REFERENCE = "#/components/schemas/"
 def install(app: APIGatewayRestResolver) -> None:
     """Adds the routes that describe `app`; none needs a key."""
 
-    @app.get("/openapi.json", include_in_schema=False, compress=True, enable_validation=False)
+    @app.get("/openapi.json", include_in_schema=False, enable_validation=False)
     def _openapi() -> Response[str]:
         return Response(200, "application/json", description(app))
 
-    @app.get("/docs", include_in_schema=False, compress=True, enable_validation=False)
+    @app.get("/docs", include_in_schema=False, enable_validation=False)
     def _docs() -> Response[str]:
         return Response(200, "text/html; charset=utf-8", _page(app))
 

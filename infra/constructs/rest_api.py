@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 
-from aws_cdk import RemovalPolicy
+from aws_cdk import RemovalPolicy, Size
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -122,6 +122,8 @@ class RestApi(Construct):
             rest_api_name=name,
             description="Large exports as asynchronous jobs",
             endpoint_types=[apigateway.EndpointType.REGIONAL],
+            # Here rather than in the function, whose binary answers API Gateway would need listed.
+            min_compression_size=Size.kibibytes(2),
             # The role is one for the whole account and region, so it outlives this stack.
             cloud_watch_role=target.api_access_logs,
             cloud_watch_role_removal_policy=(
