@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 TARGET ?= embedded
+# Tests of one file, and those that share a deployment, stay on one worker.
+PYTEST := -m pytest -n 2 --dist loadgroup
 PY := .venv/bin/python
 
 # Byte code makes later starts three times as fast, and lies in ignored folders only.
@@ -35,10 +37,10 @@ lint: setup ## style, types, import rules
 	.venv/bin/lint-imports
 
 test: lint ## lint, then all tests
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 test-fast: setup ## all tests but the end-to-end ones
-	$(PY) -m pytest -m "not e2e"
+	$(PY) $(PYTEST) -m "not e2e"
 
 e2e: setup ## the end-to-end tests alone
 	$(PY) -m pytest -m e2e
