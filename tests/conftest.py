@@ -55,7 +55,7 @@ def migrated(server: postgres.LocalPostgres) -> settings.DatabaseSettings:
 
 
 @pytest.fixture
-def address(migrated: settings.DatabaseSettings) -> Iterator[settings.DatabaseSettings]:
+def address(migrated: settings.DatabaseSettings) -> settings.DatabaseSettings:
     """The platform's database, empty."""
     engine = database.create_engine(migrated, application_name="tests")
     with engine.begin() as conn:
@@ -64,7 +64,7 @@ def address(migrated: settings.DatabaseSettings) -> Iterator[settings.DatabaseSe
             " jobplatform.attempts, jobplatform.transitions"
         )
     engine.dispose()
-    yield migrated
+    return migrated
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def worker(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file stay together in a parallel run, so do those that share what is slow to make:
-    synthesized templates, a deployment."""
+    """Tests of one file stay together in a parallel run, so do those that share what is slow to
+    make: synthesized templates, a deployment."""
     for item in items:
         folder = item.path.relative_to(_TESTS).parts[0]
         group = folder if folder in {"infra", "e2e", "chaos"} else str(item.path)

@@ -1,4 +1,5 @@
-"""CloudFormation calls it on every deployment: it brings the schema up before new code takes traffic.
+"""CloudFormation calls it on every deployment: it brings the schema up before new code takes
+traffic.
 
 It answers as a custom resource does, by a PUT to the ResponseURL.
 Source: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref.html

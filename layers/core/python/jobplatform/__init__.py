@@ -1,1 +1,1 @@
-"""The Async Job Platform: jobs that are never lost or doubled, exports at the speed of the database."""
+"""Jobs that are never lost or doubled, exports at the speed of the database."""

@@ -34,8 +34,8 @@ PlatformError
     ├── LeaseLost                another attempt owns the job; touch nothing
     └── CancelRequested          the client wants it no more
 
-The class docstring is the default message; `code` is stable and documented in docs/reference/errors.md.
-HTTP statuses are in `problems`, nowhere else.
+The class docstring is the default message; `code` is stable and documented in
+docs/reference/errors.md. HTTP statuses are in `problems`, nowhere else.
 """
 
 from datetime import timedelta

@@ -140,10 +140,16 @@ def note_dead_letters(
     """
     if not letters:
         return []
-    given_up = sa.func.unnest(
-        sa.bindparam("ids", list(letters), type_=pg.ARRAY(sa.Uuid())),
-        sa.bindparam("moments", list(letters.values()), type_=pg.ARRAY(sa.DateTime(timezone=True))),
-    ).table_valued("job_id", "at").render_derived(name="letter")
+    given_up = (
+        sa.func.unnest(
+            sa.bindparam("ids", list(letters), type_=pg.ARRAY(sa.Uuid())),
+            sa.bindparam(
+                "moments", list(letters.values()), type_=pg.ARRAY(sa.DateTime(timezone=True))
+            ),
+        )
+        .table_valued("job_id", "at")
+        .render_derived(name="letter")
+    )
     sent_at = sa.cast(given_up.c.at, sa.DateTime(timezone=True))
     statement = (
         sa.update(jobs)

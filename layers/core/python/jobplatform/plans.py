@@ -1,7 +1,7 @@
 """What each plan allows; API Gateway enforces the first three numbers, Postgres the others.
 
-Adopters change their offer here. `infra` makes one API Gateway usage plan of each entry, and a key is bound to one plan
-by name, so a renamed plan needs its keys moved first.
+Adopters change their offer here. `infra` makes one API Gateway usage plan of each entry, and a key
+is bound to one plan by name, so a renamed plan needs its keys moved first.
 """
 
 import dataclasses

