@@ -1,4 +1,4 @@
-"""Sessions on the adopter's database, as an export opens them."""
+"""An S3 as strict as AWS, and sessions on the adopter's database, as an export opens them."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,8 @@ import pg8000.native
 import pytest
 
 from infra.local import postgres
-from jobplatform import database, settings, sqltext
+from jobplatform import database, results, settings, sqltext
+from tests.helpers.s3 import StrictS3, harden
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,15 @@ def session(plain_data: settings.DataDatabaseSettings) -> Iterator[pg8000.native
     connection = database.connect(plain_data, application_name="tests", **sqltext.SESSION)
     yield connection
     connection.close()
+
+
+@pytest.fixture
+def bucket(bucket: results.Bucket) -> results.Bucket:
+    """The same bucket behind a client that refuses what AWS refuses."""
+    harden(bucket.client)
+    return bucket
+
+
+@pytest.fixture
+def s3(bucket: results.Bucket) -> StrictS3:
+    return harden(bucket.client)

@@ -559,6 +559,7 @@ def expired_results(
     rows = conn.execute(
         sa.select(jobs.c.id, jobs.c.result_key)
         .where(
+            jobs.c.status == JobStatus.SUCCEEDED,
             jobs.c.result_expires_at.is_not(None),
             jobs.c.result_deleted_at.is_(None),
             jobs.c.result_expires_at <= _now - grace,
