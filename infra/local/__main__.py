@@ -69,11 +69,13 @@ def up(console: Console, state_dir: Path) -> None:
 
 
 def down(console: Console, state_dir: Path) -> None:
-    if State.load(state_dir) is None:
+    state = State.load(state_dir)
+    if state is None:
         console.print("  Nothing runs.", highlight=False)
         return
     with ConsoleProgress(console).step("Stop everything and remove its data"):
         LocalTarget(state_dir).stop()
+    _say_what_stays(console, state)
 
 
 def demo(console: Console, state_dir: Path) -> None:
@@ -99,11 +101,21 @@ def demo(console: Console, state_dir: Path) -> None:
         console.print()
         with ConsoleProgress(console).step("Stop everything"):
             target.stop()
+    _say_what_stays(console, state)
     console.print(
         f"\n  The file: {RESULT}\n  Next: [bold]make up[/] leaves it running for you.\n",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _say_what_stays(console: Console, state: State) -> None:
+    if state.postgres is None:
+        console.print(
+            "  Your own database keeps the schema jobplatform, and in the data database the tables "
+            "flights, airlines and airports.",
+            highlight=False,
+        )
 
 
 def _target(console: Console, state_dir: Path) -> LocalTarget:
