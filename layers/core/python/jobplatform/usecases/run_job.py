@@ -40,6 +40,7 @@ _SLOW_BYTES_A_SECOND = 10 * 2**20
 # it.
 _STOP_SECONDS = 10.0
 _LEAVE_SECONDS = 1.0
+_INTERRUPT_AGAIN_SECONDS = 0.5
 _TAKEN_OVER_POLL_SECONDS = 0.1
 
 
@@ -155,6 +156,7 @@ class _Attempt:
         except errors.CancelRequested:
             self._discard()
             self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+            self._erase()
         except errors.PermanentFailure as error:
             self._discard()
             self._fail(error.code, error.safe_message)
@@ -404,7 +406,14 @@ class _Attempt:
                 self._interrupt(errors.CancelRequested())
             else:
                 continue
+            self._interrupt_until_ended()
             return
+
+    def _interrupt_until_ended(self) -> None:
+        """A query that was not yet there to be cancelled is cancelled when it is."""
+        while not self._ended.wait(_INTERRUPT_AGAIN_SECONDS):
+            if self.export is not None:
+                self.export.cancel()
 
     def _estimate(self) -> int | None:
         if self.export is None or self.export.rows_estimated is None:
@@ -469,6 +478,14 @@ class _Attempt:
             checkpoint=checkpoint,
         )
 
+    def _erase(self) -> None:
+        """Removes an object that was whole already when the cancel came; otherwise as above."""
+        prefix = jobs.attempt_prefix(self.job.client_id, self.job.id, self.upload_token)
+        try:
+            self.worker.bucket.erase_attempt(prefix)
+        except Exception:
+            logger.warning("attempt not erased", exc_info=True)
+
     def _suspended(self) -> dict[str, Any] | None:
         if self.writer is None:
             return None
@@ -501,12 +518,19 @@ class _Attempt:
             if queued:
                 self._close_in(conn, outcome, code)
         if queued:
-            self.worker.queue.ring(self.job.id, after=after.total_seconds())
+            self._ring(after)
         else:
             # It was cancelled meanwhile, or is another's.
             self._discard(keep=self.upload_token != self.token)
             self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
         return queued
+
+    def _ring(self, after: dt.timedelta) -> None:
+        try:
+            self.worker.queue.ring(self.job.id, after=after.total_seconds())
+        except Exception:
+            # The dispatcher rings for every job that nobody started.
+            logger.warning("doorbell not rung", exc_info=True)
 
     def _fail(self, code: str, safe_message: str) -> None:
         logger.exception("job failed", code=code)
