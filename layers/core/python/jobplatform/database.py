@@ -17,7 +17,7 @@ import pg8000.native
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from jobplatform import errors, tables
+from jobplatform import errors, pipelining, tables
 
 CONNECT_TIMEOUT = 5.0
 DriverError = pg8000.native.DatabaseError
@@ -118,7 +118,7 @@ def create_engine(
     engine = sa.create_engine(
         "postgresql+pg8000://",
         creator=lambda: _connect(
-            pg8000.dbapi.Connection, address, application_name, startup, statement_timeout + 5
+            pipelining.Connection, address, application_name, startup, statement_timeout + 5
         ),
         pool_size=2,
         max_overflow=8,
@@ -167,13 +167,11 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
 def client_transaction(engine: sa.Engine, client_id: uuid.UUID) -> Iterator[sa.Connection]:
     """One transaction as one client: row-level security hides everything that is not its own."""
     with transaction(engine) as connection:
-        connection.execute(_BECOME_CLIENT, {"role": tables.CLIENT_ROLE, "client": str(client_id)})
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, pipelining.Connection)
+        driver.defer(f"SET LOCAL ROLE {tables.CLIENT_ROLE}")
+        driver.defer(f"SET LOCAL jobplatform.client_id = '{uuid.UUID(str(client_id))}'")
         yield connection
-
-
-_BECOME_CLIENT = sa.text(
-    "SELECT set_config('role', :role, true), set_config('jobplatform.client_id', :client, true)"
-)
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -1,0 +1,150 @@
+"""A pg8000 connection that waits for the server once a statement.
+
+pg8000 sends a statement in three packets and waits after each, and BEGIN and COMMIT in more of
+them; over a network these waits are most of a short transaction. Here all messages of a statement
+go out together, with BEGIN and what else belongs before it. All of it has one Sync, so that the
+server skips the rest once a part fails. Uses private parts of pg8000, whose version is pinned.
+
+pg8000 also looks at each character of each statement for its placeholders, a millisecond for a long
+one; here that is remembered.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pg8000.converters
+import pg8000.core
+import pg8000.dbapi
+
+_BEGIN = "begin transaction"
+
+
+class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._deferred: list[str] = []
+        super().__init__(*arguments, **named)
+
+    def defer(self, statement: str) -> None:
+        """Sends a statement together with the next one, before it and in its transaction.
+
+        It may have neither parameters nor an answer; an error of it is raised by the next one,
+        which then has done nothing. Without a next one it is never sent.
+        """
+        if not self._in_transaction:
+            self._deferred.append(_BEGIN)
+        self._deferred.append(statement)
+
+    def cursor(self) -> "_Cursor":
+        return _Cursor(self)
+
+    @property
+    def _in_transaction(self) -> bool:
+        return bool(self._deferred) or bool(super()._in_transaction)
+
+    def commit(self) -> None:
+        self._deferred.clear()
+        if self._in_transaction:
+            super().commit()
+
+    def rollback(self) -> None:
+        self._deferred.clear()
+        super().rollback()
+
+    def execute_simple(self, statement: str) -> Any:
+        """pg8000 calls it for BEGIN and for statements without parameters."""
+        if statement == _BEGIN:
+            self._deferred.append(_BEGIN)
+            return pg8000.core.Context(statement)
+        if self._deferred and ";" not in statement:
+            return self._run(statement)
+        self._send_deferred()
+        return super().execute_simple(statement)
+
+    def execute_unnamed(
+        self,
+        statement: str,
+        vals: Sequence[Any] = (),
+        oids: Iterable[int] = (),
+        stream: Any = None,
+    ) -> Any:
+        if stream is None:
+            return self._run(statement, vals, tuple(oids))
+        self._send_deferred()
+        return super().execute_unnamed(statement, vals=vals, oids=oids, stream=stream)
+
+    def _send_deferred(self) -> None:
+        if self._deferred:
+            last = self._deferred.pop()
+            self._run(last)
+
+    def _run(self, statement: str, vals: Sequence[Any] = (), oids: Sequence[int] = ()) -> Any:
+        context = pg8000.core.Context(statement)
+        params = pg8000.converters.make_params(self.py_types, vals)
+        if self._sock is None:
+            raise pg8000.dbapi.InterfaceError("connection is closed")
+        messages = bytearray()
+        for text in self._deferred:
+            messages += self._parse(text, ()) + self._bind(()) + pg8000.core.EXECUTE_MSG
+        messages += self._parse(statement, oids) + _DESCRIBE + self._bind(params)
+        messages += pg8000.core.EXECUTE_MSG + pg8000.core.SYNC_MSG
+        self._deferred.clear()
+        pg8000.core._write(self._sock, bytes(messages))
+        pg8000.core._flush(self._sock)
+        self.handle_messages(context)
+        return context
+
+    # https://www.postgresql.org/docs/current/protocol-message-formats.html
+    def _parse(self, statement: str, oids: Sequence[int]) -> bytes:
+        types = b"".join(_int4(0 if oid == -1 else oid) for oid in oids)
+        text = statement.encode(self._client_encoding)
+        return _message(b"P", b"\0" + text + b"\0" + _int2(len(oids)) + types)
+
+    def _bind(self, params: Sequence[str | None]) -> bytes:
+        values = bytearray()
+        for param in params:
+            if param is None:
+                values += _int4(-1)
+            else:
+                value = param.encode(self._client_encoding)
+                values += _int4(len(value)) + value
+        return _message(b"B", b"\0\0" + _int2(0) + _int2(len(params)) + bytes(values) + _int2(0))
+
+
+class _Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
+    _input_oids: Sequence[int]
+    input_types: Sequence[Any]
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> None:
+        if stream is not None or len(args) == 0 or self._c is None:
+            super().execute(operation, args, stream=stream)
+            return
+        if not self._c._in_transaction and not self._c.autocommit:
+            self._c.execute_simple(_BEGIN)
+        self._context = self._c.execute_unnamed(
+            _numbered(operation), vals=args, oids=self._input_oids
+        )
+        self._row_iter = None if self._context.rows is None else iter(self._context.rows)
+        self._input_oids = ()
+        self.input_types = []
+
+
+@functools.lru_cache(256)
+def _numbered(operation: str) -> str:
+    """With $1, $2, … for each %s."""
+    return str(pg8000.dbapi.convert_paramstyle("format", operation, ())[0])
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + _int4(len(body) + 4) + body
+
+
+def _int2(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def _int4(value: int) -> bytes:
+    return value.to_bytes(4, "big", signed=True)
+
+
+_DESCRIBE = _message(b"D", b"S\0")

@@ -1,0 +1,194 @@
+"""Statements that go out together: one wait each, and never half of what belongs together."""
+
+import datetime as dt
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pg8000.core
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from jobplatform import database, pipelining, settings, tables
+
+
+@pytest.fixture
+def engine(migrated: settings.DatabaseSettings) -> Iterator[sa.Engine]:
+    made = database.create_engine(migrated, application_name="tests")
+    with made.begin() as conn:
+        conn.exec_driver_sql("CREATE TABLE noted (word text PRIMARY KEY, number integer)")
+    yield made
+    with made.begin() as conn:
+        conn.exec_driver_sql("DROP TABLE noted")
+    made.dispose()
+
+
+@pytest.fixture
+def packets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that something is sent and its answer waited for."""
+    sent: list[str] = []
+    flush = pg8000.core._flush
+
+    def counted(sock: Any) -> None:
+        sent.append("packet")
+        flush(sock)
+
+    monkeypatch.setattr(pg8000.core, "_flush", counted)
+    return sent
+
+
+_NOTE = sa.text("INSERT INTO noted (word, number) VALUES (:word, :number)")
+
+
+def words(engine: sa.Engine) -> list[str]:
+    with engine.begin() as conn:
+        return list(conn.scalars(sa.text("SELECT word FROM noted ORDER BY word")))
+
+
+def driver(conn: sa.Connection) -> pipelining.Connection:
+    found = conn.connection.driver_connection
+    assert isinstance(found, pipelining.Connection)
+    return found
+
+
+def test_a_transaction_of_one_statement_waits_twice(engine: sa.Engine, packets: list[str]) -> None:
+    words(engine)
+    packets.clear()
+
+    with database.client_transaction(engine, uuid.uuid4()) as conn:
+        conn.execute(sa.select(tables.jobs.c.id))
+
+    assert len(packets) == 2
+
+
+def test_a_transaction_without_a_statement_sends_nothing(
+    engine: sa.Engine, packets: list[str]
+) -> None:
+    words(engine)
+    packets.clear()
+
+    with database.client_transaction(engine, uuid.uuid4()):
+        pass
+
+    assert packets == []
+    assert words(engine) == []
+
+
+def test_what_is_committed_stays_and_what_is_rolled_back_is_gone(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        assert conn.execute(_NOTE, {"word": "kept", "number": 1}).rowcount == 1
+    with engine.connect() as conn:
+        conn.execute(_NOTE, {"word": "dropped", "number": 2})
+        conn.rollback()
+
+    assert words(engine) == ["kept"]
+
+
+def test_an_error_is_raised_by_its_statement_and_the_connection_goes_on(
+    engine: sa.Engine,
+) -> None:
+    with engine.begin() as conn:
+        conn.execute(_NOTE, {"word": "once", "number": 1})
+    with engine.connect() as conn:
+        conn.execute(_NOTE, {"word": "before", "number": 2})
+        with pytest.raises(exc.DatabaseError, match="noted_pkey"):
+            conn.execute(_NOTE, {"word": "once", "number": 3})
+        conn.rollback()
+        conn.execute(_NOTE, {"word": "after", "number": 4})
+        conn.commit()
+
+    assert words(engine) == ["after", "once"]
+
+
+@pytest.mark.parametrize("parameters", [{"word": "never", "number": 1}, None])
+def test_nothing_is_done_after_a_deferred_statement_that_fails(
+    engine: sa.Engine, parameters: dict[str, Any] | None
+) -> None:
+    statement = _NOTE if parameters else sa.text("INSERT INTO noted VALUES ('never', 1)")
+    with engine.connect() as conn:
+        driver(conn).defer("SET LOCAL ROLE there_is_no_such_role")
+        with pytest.raises(exc.DBAPIError, match="there_is_no_such_role"):
+            conn.execute(statement, parameters)
+
+    assert words(engine) == []
+
+
+def test_the_role_holds_for_the_transaction_and_no_longer(engine: sa.Engine) -> None:
+    who = sa.text("SELECT current_user")
+
+    with database.client_transaction(engine, uuid.uuid4()) as conn:
+        assert conn.scalar(who) == tables.CLIENT_ROLE
+        assert conn.scalar(who) == tables.CLIENT_ROLE
+    with engine.begin() as conn:
+        assert conn.scalar(who) == "platform"
+
+
+def test_several_statements_in_one_text_come_after_what_was_deferred(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        driver(conn).defer("SET LOCAL application_name = 'deferred'")
+        conn.exec_driver_sql(
+            "INSERT INTO noted VALUES (current_setting('application_name'), 1);"
+            "INSERT INTO noted VALUES ('second', 2)"
+        )
+
+    assert words(engine) == ["deferred", "second"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "it's %s, 100%, $1, :name and Ünïcödé 日本",
+        17,
+        2.5,
+        True,
+        b"\x00\xff",
+        uuid.UUID(int=5),
+        dt.datetime(2026, 1, 31, 9, tzinfo=dt.UTC),
+        [1, None, 3],
+    ],
+)
+def test_values_come_back_as_they_were(engine: sa.Engine, value: Any) -> None:
+    type_ = sa.ARRAY(sa.Integer) if isinstance(value, list) else sa.literal(value).type
+    kind = sa.Text() if value is None else type_
+
+    with engine.begin() as conn:
+        found = conn.scalar(
+            sa.select(sa.cast(sa.bindparam("value", type_=kind), kind)), {"value": value}
+        )
+
+    assert found == value
+
+
+def test_a_percent_sign_of_the_statement_is_kept(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        found = conn.exec_driver_sql("SELECT 17 %% 5, 'a%s', %s LIKE 'a%%'", ("abc",)).one()
+
+    assert tuple(found) == (2, "a%s", True)
+
+
+def test_rows_changed_are_counted(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        for number in range(3):
+            conn.execute(_NOTE, {"word": f"word {number}", "number": number})
+    with engine.begin() as conn:
+        changed = conn.execute(sa.text("UPDATE noted SET number = :n"), {"n": 0})
+
+    assert changed.rowcount == 3
+
+
+def test_a_connection_that_the_server_has_ended_is_a_lost_connection(
+    engine: sa.Engine,
+) -> None:
+    with engine.connect() as conn, engine.connect() as other:
+        pid = conn.scalar(sa.text("SELECT pg_backend_pid()"))
+        conn.rollback()
+        other.execute(sa.text("SELECT pg_terminate_backend(:pid, 1000)"), {"pid": pid})
+
+        with pytest.raises(exc.DBAPIError) as raised:
+            conn.execute(_NOTE, {"word": "lost", "number": 1})
+
+        assert database.is_transient(raised.value)
+    assert words(engine) == []
