@@ -45,8 +45,9 @@ class RunningMiniStack:
         }
 
     def stop(self) -> None:
-        # The functions' processes are in its group and end with it.
-        self.process.stop(polite=signal.SIGTERM, patience=3)
+        # All that it has is in memory, or in a folder that is removed next, so there is nothing to
+        # wait for. The functions' processes are in its group and end with it.
+        self.process.stop(polite=signal.SIGKILL, patience=5)
 
 
 class MiniStack:

@@ -52,7 +52,7 @@ class LocalTarget:
     """One instance of the embedded target; as a context manager it runs for the `with` block.
 
     `settings` are variables of the functions, such as `{"JOBS_LEASE": "PT5S"}`. `database_url` and
-    `data_database_url` name a PostgreSQL of one's own; without them one is started. With
+    `data_database_url` name a PostgreSQL of one's own; without the first one is started. With
     `durable=False` that one is fast and not safe against power loss. Without `sample_data` the data
     database is empty.
     """
@@ -181,7 +181,10 @@ class LocalTarget:
                 with uninterrupted():
                     self._note(postgres=postgres.launch())
                 postgres.wait()
-                self._note(database_url=postgres.url(), data_database_url=postgres.url("data"))
+                self._note(
+                    database_url=postgres.url(),
+                    data_database_url=self._data_database_url or postgres.url("data"),
+                )
             else:
                 connect(self._database_url).close()
                 self._note(
