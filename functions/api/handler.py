@@ -1,4 +1,4 @@
-"""The HTTP API: API Gateway (REST) calls it for every request that passed its key and usage plan."""
+"""The HTTP API: API Gateway calls it for every request that passed its key and usage plan."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver
 from aws_lambda_powertools.logging import correlation_paths
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from functions.api import openapi, routes
-from jobplatform import problems
+from functions.api import openapi, requests, routes
+from jobplatform import errors, problems
 from jobplatform.observability import logger
 
-app = APIGatewayRestResolver(enable_validation=True, serializer=routes.to_json)
+app = APIGatewayRestResolver(
+    enable_validation=True,
+    serializer=routes.to_json,
+    json_body_deserializer=requests.parse_json,
+)
 problems.install(app)
 app.include_router(routes.router)
 openapi.install(app)
@@ -18,4 +22,8 @@ openapi.install(app)
 
 @logger.inject_lambda_context(correlation_id_path=correlation_paths.API_GATEWAY_REST)
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    return app.resolve(event, context)
+    try:
+        request = requests.checked(event)
+    except errors.RequestError as error:
+        return problems.answer(error, event)
+    return app.resolve(request, context)

@@ -1,6 +1,7 @@
 """The API's description of itself: /openapi.json (OpenAPI 3.1) and Swagger UI at /docs."""
 
 import functools
+import html
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from aws_lambda_powertools.event_handler.openapi.models import APIKey, APIKeyIn,
 from aws_lambda_powertools.event_handler.openapi.swagger_ui import generate_swagger_html
 
 from functions.api import views
+from jobplatform import problems
 from jobplatform.settings import ApiSettings
 
 TITLE = "Async Job Platform"
@@ -17,6 +19,7 @@ DESCRIPTION = (
     " `application/problem+json` (RFC 9457) with a stable `code`. Times are RFC 3339 with an"
     " offset. Paths are below the address of this API."
 )
+_HTML = "text/html; charset=utf-8"
 _SCHEME = "ApiKey"
 _REFERENCE = "#/components/schemas/"
 
@@ -66,10 +69,24 @@ def document(app: APIGatewayRestResolver, version: str) -> dict[str, Any]:
 
 
 def _drop_default_errors(responses: dict[str, Any]) -> None:
-    """Powertools says of every route that it may answer its own kind of 422, which ours never do."""
+    """Powertools says of every route that it may answer its own kind of 422; ours never do."""
     for status, answer in list(responses.items()):
         if "HTTPValidationError" in json.dumps(answer):
             del responses[status]
+
+
+def _errors_page() -> str:
+    """Where the `type` of every problem leads."""
+    entries = "".join(
+        f'<dt id="{code}"><code>{code}</code> ({status.value} {status.phrase})</dt>'
+        f"<dd>{html.escape(meaning)}</dd>"
+        for code, (status, meaning) in sorted(problems.codes().items())
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Errors of {TITLE}</title>'
+        f"<h1>Errors</h1><p>Every error is a problem (RFC 9457) with one of these codes.</p>"
+        f"<dl>{entries}</dl></html>"
+    )
 
 
 @functools.cache

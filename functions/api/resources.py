@@ -63,8 +63,8 @@ _callers: dict[bytes, tuple[float, client_store.Caller]] = {}
 def caller(api_key: str | None) -> client_store.Caller:
     """Who a key belongs to. Raises `errors.UnknownClient`.
 
-    Known callers are remembered for half a minute, which saves a query a request. A key that is revoked stops at
-    once all the same, in API Gateway, which is asked before us.
+    Known callers are remembered for half a minute, which saves a query a request. A key that is
+    revoked stops at once all the same, in API Gateway, which is asked before us.
     """
     if not api_key:
         raise errors.UnknownClient

@@ -6,21 +6,18 @@ import uuid
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import pydantic
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Header, Path, Query
 from aws_lambda_powertools.event_handler.router import APIGatewayRouter
 
-from functions.api import resources, views
+from functions.api import requests, resources, views
 from functions.api.views import answers
 from jobplatform import client_store, database, errors, jobs, templating
 from jobplatform.usecases import cancel_job, download_result, list_jobs, submit_job
 
 router = APIGatewayRouter()
 
-MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_SECONDS = 20
-_KEY_LENGTH = 255
 _JSON = "application/json"
 
 JobId = Annotated[str, Path(description="The job's id.")]
@@ -44,7 +41,10 @@ def submit(
         ),
     ] = None,
 ) -> Response[views.JobView]:
-    """Answers at once; the job is done later. A replay shows the job as it is now and says `Idempotent-Replayed: true`."""
+    """Answers at once; the job is done later.
+
+    A replay shows the job as it is now and says `Idempotent-Replayed: true`.
+    """
     got = resources.get()
     job, replayed = submit_job.submit_job(
         caller=_caller(),
@@ -54,14 +54,16 @@ def submit(
         run_at=request.run_at,
         format=request.format,
         compression=request.compression,
-        idempotency_key=_checked_key(),
+        idempotency_key=idempotency_key,
         engine=got.engine,
         queue=got.queue,
         settings=got.jobs,
         now=_now(),
         lambda_context=router.lambda_context,
     )
-    headers = {"Location": f"jobs/{job.id}", "Retry-After": str(_retry_after(job))}
+    # Relative to the request, so that it is right behind every stage and domain.
+    folder = "" if router.current_event.path.endswith("/") else "jobs/"
+    headers = {"Location": f"{folder}{job.id}", "Retry-After": str(_retry_after(job))}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     return Response(HTTPStatus.ACCEPTED, _JSON, views.JobView.of(job), headers=headers)
@@ -76,13 +78,13 @@ def submit(
 def list_(
     status: Annotated[jobs.JobStatus | None, Query()] = None,
     template_name: Annotated[str | None, Query(max_length=100)] = None,
-    created_after: Annotated[pydantic.AwareDatetime | None, Query()] = None,
-    created_before: Annotated[pydantic.AwareDatetime | None, Query()] = None,
+    created_after: Annotated[views.Moment | None, Query()] = None,
+    created_before: Annotated[views.Moment | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=1000)] = None,
 ) -> Response[views.JobPage]:
     """The client's own jobs, newest first."""
-    _refuse_unknown_query()
+    _check_query()
     caller = _caller()
     page, next_cursor = list_jobs.list_jobs(
         list_jobs.Filters(
@@ -115,7 +117,7 @@ def show(
     ] = 0,
 ) -> Response[views.JobView]:
     """The job as it is, at once or when it has ended."""
-    _refuse_unknown_query()
+    _check_query()
     job = list_jobs.get_job(
         _job_id(job_id),
         client_id=_caller().client_id,
@@ -139,7 +141,7 @@ def download(
     ] = True,
 ) -> Response[views.DownloadView]:
     """Leads to a URL that is good for a short time; ask again for another."""
-    _refuse_unknown_query()
+    _check_query()
     got = resources.get()
     found = download_result.download_result(
         _job_id(job_id),
@@ -236,69 +238,32 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def check_request(app: Any, next_middleware: Any) -> Any:
-    """Before validation: what Powertools would let pass or report less clearly."""
-    event = app.current_event
-    body = event.body or ""
-    if len(body.encode()) > MAX_BODY_BYTES:
-        raise errors.PayloadTooLarge(f"The body may be {MAX_BODY_BYTES} bytes at the most.")
-    if event.http_method == "POST" and event.path.rstrip("/").endswith("/jobs"):
-        content_type = (event.headers.get("content-type") or "").partition(";")[0].strip().lower()
-        if content_type != _JSON:
-            raise errors.UnsupportedMediaType
-    return next_middleware(app)
-
-
-router.use([check_request])
-
-
 def _caller() -> client_store.Caller:
-    return resources.caller(router.current_event.headers.get("x-api-key"))
-
-
-def _checked_key() -> str | None:
-    values = router.current_event.multi_value_headers or {}
-    keys = [value for name, value in values.items() if name.lower() == "idempotency-key"]
-    if keys and len(keys[0]) > 1:
-        raise errors.InvalidIdempotencyKey("Send one Idempotency-Key, not several.")
-    key = router.current_event.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if (
-        not 1 <= len(key) <= _KEY_LENGTH
-        or not all(" " <= char <= "~" for char in key)
-        or not key.strip()
-    ):
-        raise errors.InvalidIdempotencyKey
-    return str(key)
+    keys = requests.header_values(router.current_event.raw_event, "x-api-key")
+    return resources.caller(keys[0] if len(keys) == 1 else None)
 
 
 def _job_id(text: str) -> uuid.UUID:
     try:
-        return uuid.UUID(text)
+        found = uuid.UUID(text)
     except ValueError as error:
         raise errors.JobNotFound from error
+    # UUID() reads more spellings than one, and a job has one address.
+    if str(found) != text.lower():
+        raise errors.JobNotFound
+    return found
 
 
-def _refuse_unknown_query() -> None:
-    route = router.context.get("_route", None)
-    known = {param.alias for param in route.dependant.query_params} if route else set()
-    unknown = sorted(set(router.current_event.query_string_parameters or {}) - known)
-    if route and unknown:
-        raise errors.InvalidRequest(
-            errors=[
-                {
-                    "loc": ["query", name],
-                    "msg": "There is no such parameter.",
-                    "type": "extra_forbidden",
-                }
-                for name in unknown
-            ]
-        )
+def _check_query() -> None:
+    """Powertools passes over parameters that a route does not know."""
+    known = {param.alias for param in router.context["_route"].dependant.query_params}
+    found = requests.query_errors(router.current_event.raw_event, known)
+    if found:
+        raise errors.InvalidRequest(errors=found)
 
 
 def _retry_after(job: jobs.Job) -> int:
-    """Seconds after which another look is worth it: soon, but not before a scheduled job is due."""
+    """Seconds after which another look is worth it; not before a scheduled job is due."""
     return max(1, min(60, int((job.available_at - _now()).total_seconds()) + 1))
 
 

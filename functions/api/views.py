@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -12,13 +13,32 @@ MAX_PARAMETERS_BYTES = 16 * 1024
 MAX_METADATA_BYTES = 4 * 1024
 
 
+def _text(value: Any) -> Any:
+    # Pydantic would take a number for a Unix time, and so a forgotten unit for a year.
+    if isinstance(value, str) and not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", value):
+        raise ValueError("must be like 2026-01-31T09:00:00+01:00 (RFC 3339)")
+    if not isinstance(value, str | None):
+        raise ValueError("must be a text like 2026-01-31T09:00:00+01:00 (RFC 3339)")
+    return value
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError("is not a time in UTC that can be kept") from None
+
+
+Moment = Annotated[
+    pydantic.AwareDatetime, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_utc)
+]
+"""A time as RFC 3339 says it, with an offset; in UTC from here on."""
+
+
 def _bounded(limit: int) -> Any:
     def check(value: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(value)
-        if len(text) > limit:
+        if len(json.dumps(value)) > limit:
             raise ValueError(f"may be {limit} bytes of JSON at the most")
-        if r"\u0000" in text and "\0" in str(value):
-            raise ValueError("text may not contain NUL")
         return value
 
     return pydantic.AfterValidator(check)
@@ -42,20 +62,12 @@ class SubmitJobRequest(_View):
     """Which report; GET /templates lists them."""
     parameters: Annotated[dict[str, Any], _bounded(MAX_PARAMETERS_BYTES)] = {}
     """As the template's JSON Schema says."""
-    run_at: pydantic.AwareDatetime | None = None
+    run_at: Moment | None = None
     """Not before this time (RFC 3339 with an offset); now if it is left out."""
     metadata: Annotated[dict[str, Any], _bounded(MAX_METADATA_BYTES)] = {}
     """The client's own words about the job; kept and shown, not read."""
     format: jobs.ResultFormat = jobs.ResultFormat.CSV
     compression: jobs.Compression = jobs.Compression.NONE
-
-    @pydantic.field_validator("run_at", mode="before")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        # Pydantic would take a number for a Unix time, and so a forgotten unit for a year.
-        if value is not None and not isinstance(value, str):
-            raise ValueError("must be a text like 2026-01-31T09:00:00+01:00 (RFC 3339)")
-        return value
 
 
 class Progress(_View):
@@ -263,7 +275,7 @@ _ANSWERS = {
 
 
 def answers(model: type[pydantic.BaseModel], *statuses: int) -> dict[int, Any]:
-    """The `responses` of a route in OpenAPI: `model` for success, a Problem for everything else."""
+    """The `responses` of a route in OpenAPI: `model` for success, a Problem for the others."""
     problem = {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {

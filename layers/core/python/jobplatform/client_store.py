@@ -26,7 +26,7 @@ class Caller:
 
 def key_hash(api_key: str) -> bytes:
     """API keys are random and long, so a plain SHA-256 is enough to hide them."""
-    return hashlib.sha256(api_key.encode()).digest()
+    return hashlib.sha256(api_key.encode(errors="surrogatepass")).digest()
 
 
 def find_caller(conn: sa.Connection, api_key: str) -> Caller | None:

@@ -1,7 +1,8 @@
 """Idempotency by Powertools, its record being the job row itself.
 
-Putting the record is inserting the job, in one statement and transaction; updating it is nothing to do. So there is
-no gap between "key taken" and "job made", and nothing that a crash could leave in progress.
+Putting the record is inserting the job, in one statement and transaction; updating it is nothing to
+do. So there is no gap between "key taken" and "job made", and nothing that a crash could leave in
+progress.
 """
 
 import functools
@@ -19,40 +20,55 @@ from jobplatform import database, errors, faults, job_store, jobs
 
 
 class JobRecord(BasePersistenceLayer):
-    """A persistence layer for one request: it puts `new`, or finds the job that its key already names."""
+    """A persistence layer for one request: puts `new`, or finds the job that its key names."""
 
-    def __init__(self, engine: sa.Engine, new: job_store.NewJob, max_queued: int) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        new: job_store.NewJob,
+        max_queued: int,
+        refusal: errors.RequestError | None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._engine = engine
         self._new = new
         self._max_queued = max_queued
+        self._refusal = refusal
         self.job: jobs.Job | None = None
 
     def _put_record(self, data_record: DataRecord) -> None:
-        new = self._new
-        # A second round only where an expired key had to be released, a third if that raced.
-        for _ in range(3):
+        new, key = self._new, self._new.idempotency_key
+        # Further rounds only where a key's time is over, or where others are at it meanwhile.
+        for tries in range(3):
             with database.client_transaction(self._engine, new.client_id) as conn:
-                job = job_store.insert(
-                    conn, new, request_hash=data_record.payload_hash, max_queued=self._max_queued
-                )
+                job = self._insert(conn, data_record.payload_hash)
                 if job is not None:
                     faults.point("submit.before_commit")
                     self.job = job
                     return
-                key = new.idempotency_key
                 existing = key and job_store.find_by_key(conn, new.client_id, key)
                 if existing:
                     self.job = existing
                     stored = _record(data_record.idempotency_key, existing)
                     self._validate_payload(data_payload=data_record, stored_data_record=stored)
                     raise powertools.IdempotencyItemAlreadyExistsError(old_data_record=stored)
-                if not (key and job_store.release_expired_key(conn, new.client_id, key)):
-                    raise errors.TooManyQueuedJobs(
-                        f"This client has {self._max_queued} jobs waiting or running, which is"
-                        " all its plan allows; wait until some have ended."
-                    )
+                if self._refusal is not None:
+                    raise self._refusal
+                released = key and job_store.release_expired_key(conn, new.client_id, key)
+            # In the first round the key may have been released by somebody else.
+            if not released and (tries or not key):
+                raise errors.TooManyQueuedJobs(
+                    f"This client has {self._max_queued} jobs waiting or running, which is"
+                    " all its plan allows; wait until some have ended."
+                )
         raise errors.SubmitInProgress
+
+    def _insert(self, conn: sa.Connection, request_hash: str) -> jobs.Job | None:
+        if self._refusal is not None:
+            return None
+        return job_store.insert(
+            conn, self._new, request_hash=request_hash, max_queued=self._max_queued
+        )
 
     def _get_record(self, idempotency_key: str) -> DataRecord:
         # Only asked where a conflict came without its record, and ours always has it.
@@ -72,14 +88,16 @@ def submit_once(
     max_queued: int,
     engine: sa.Engine,
     accepted: Callable[[jobs.Job], None],
+    refusal: errors.RequestError | None,
     lambda_context: Any,
 ) -> tuple[jobs.Job, bool]:
     """Inserts the job, or finds the one that its key names: (job, whether it is a replay).
 
-    `accepted` is called once for a new job, after its commit. Raises `errors.IdempotencyKeyReused` where the key came
-    with another request before, and whatever the insert raises.
+    `accepted` is called once for a new job, after its commit. Raises `errors.IdempotencyKeyReused`
+    where the key came with another request before, `refusal` where it is given and the key names
+    no job, and whatever the insert raises.
     """
-    store = JobRecord(engine, new, max_queued)
+    store = JobRecord(engine, new, max_queued, refusal)
     replayed = False
 
     def accept() -> None:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql as pg
 
+from jobplatform import errors
 from jobplatform.jobs import Compression, Job, JobStatus, Result, ResultFormat
 from jobplatform.tables import attempts, jobs, transitions
 
@@ -40,27 +42,33 @@ class NewJob:
 
 
 def insert(conn: sa.Connection, new: NewJob, *, request_hash: str, max_queued: int) -> Job | None:
-    """Makes the job; None where its key names one, or `max_queued` of its client wait or run."""
-    row = conn.execute(
-        _INSERT,
-        {
-            "id": new.id,
-            "client_id": new.client_id,
-            "plan": new.plan,
-            "template_name": new.template_name,
-            "template_version": new.template_version,
-            "parameters": new.parameters,
-            "metadata": new.metadata,
-            "format": new.format,
-            "compression": new.compression,
-            "run_at": new.run_at,
-            "max_attempts": new.max_attempts,
-            "idempotency_key": new.idempotency_key,
-            "idempotency_ttl": new.idempotency_ttl,
-            "request_hash": request_hash,
-            "max_queued": max_queued,
-        },
-    ).first()
+    """Makes the job; None where its key names one, or `max_queued` of its client wait or run.
+
+    Raises `errors.UnknownClient` for a client that the purge has deleted meanwhile.
+    """
+    values = {
+        "id": new.id,
+        "client_id": new.client_id,
+        "plan": new.plan,
+        "template_name": new.template_name,
+        "template_version": new.template_version,
+        "parameters": new.parameters,
+        "metadata": new.metadata,
+        "format": new.format,
+        "compression": new.compression,
+        "run_at": new.run_at,
+        "max_attempts": new.max_attempts,
+        "idempotency_key": new.idempotency_key,
+        "idempotency_ttl": new.idempotency_ttl,
+        "request_hash": request_hash,
+        "max_queued": max_queued,
+    }
+    try:
+        row = conn.execute(_INSERT, values).first()
+    except exc.IntegrityError as error:
+        if "jobs_client_id_fkey" in str(error):
+            raise errors.UnknownClient from error
+        raise
     return _job(row) if row else None
 
 

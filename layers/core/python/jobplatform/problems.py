@@ -1,4 +1,4 @@
-"""Errors as application/problem+json (RFC 9457); the only place in the core that knows HTTP statuses."""
+"""Errors as application/problem+json (RFC 9457); the only place in the core that knows statuses."""
 
 import json
 import math
@@ -6,11 +6,10 @@ from http import HTTPStatus
 from typing import Any
 
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver, Response
+from aws_lambda_powertools.event_handler.api_gateway import ResponseBuilder
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
-from aws_lambda_powertools.event_handler.openapi.exceptions import (
-    RequestUnsupportedContentType,
-    RequestValidationError,
-)
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
+from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEvent
 
 from jobplatform import errors
 from jobplatform.observability import logger
@@ -42,34 +41,50 @@ STATUS: dict[type[errors.RequestError], HTTPStatus] = {
 }
 
 
+GATEWAY: dict[str, tuple[HTTPStatus, str]] = {
+    "unauthorized": (HTTPStatus.UNAUTHORIZED, "The request is not authorized."),
+    "too_many_requests": (HTTPStatus.TOO_MANY_REQUESTS, "The plan's request rate is used up."),
+    "quota_exceeded": (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "The plan's requests of this day are used up.",
+    ),
+    "internal_error": (
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "Something went wrong on our side. Quote the instance if you report it.",
+    ),
+    "gateway_timeout": (HTTPStatus.GATEWAY_TIMEOUT, "The answer took too long; try again."),
+}
+"""Codes that API Gateway answers with, or that stand for an error of ours; none is raised."""
+
+MAX_ERRORS = 50
+_MAX_TEXT = 200
+
+
+def codes() -> dict[str, tuple[HTTPStatus, str]]:
+    """Every code that a caller can meet, with its status and what it means."""
+    raised = {kind.code: (status, kind().message) for kind, status in STATUS.items()}
+    return {**raised, **GATEWAY}
+
+
 def install(app: APIGatewayRestResolver) -> None:
     """Makes `app` answer every error as a problem."""
 
     @app.exception_handler(errors.RequestError)
     def _request_error(error: errors.RequestError) -> Response[Any]:
-        return _response(app, error)
+        return _response(error, app.current_event)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(error: RequestValidationError) -> Response[Any]:
-        details = [
-            {"loc": list(detail["loc"]), "msg": detail["msg"], "type": detail["type"]}
-            for detail in error.errors()
-        ]
-        if any(detail["type"] == "json_invalid" for detail in details):
-            return _response(app, errors.MalformedRequest())
-        return _response(app, errors.InvalidRequest(errors=details))
-
-    @app.exception_handler(RequestUnsupportedContentType)
-    def _unsupported(error: RequestUnsupportedContentType) -> Response[Any]:
-        return _response(app, errors.UnsupportedMediaType())
+        return _response(errors.InvalidRequest(errors=list(error.errors())), app.current_event)
 
     @app.exception_handler(NotFoundError)
     def _no_route(error: NotFoundError) -> Response[Any]:
         methods = sorted(_methods_at(app, app.current_event.path))
         if not methods:
-            return _response(app, errors.RouteNotFound())
+            return _response(errors.RouteNotFound(), app.current_event)
         response = _response(
-            app, errors.MethodNotAllowed(f"This address answers {', '.join(methods)} only.")
+            errors.MethodNotAllowed(f"This address answers {', '.join(methods)} only."),
+            app.current_event,
         )
         response.headers["Allow"] = ", ".join(methods)
         return response
@@ -78,19 +93,18 @@ def install(app: APIGatewayRestResolver) -> None:
     def _internal(error: Exception) -> Response[Any]:
         # The operator finds the cause by the request's id; the customer reads none of it.
         logger.exception("request failed")
-        return Response(
-            status_code=500,
-            content_type=CONTENT_TYPE,
-            body=_body(
-                app,
-                code="internal_error",
-                status=HTTPStatus.INTERNAL_SERVER_ERROR,
-                detail="Something went wrong on our side. Quote the instance if you report it.",
-            ),
-        )
+        status, detail = GATEWAY["internal_error"]
+        body = _body(app.current_event, code="internal_error", status=status, detail=detail)
+        return Response(status_code=status.value, content_type=CONTENT_TYPE, body=body)
 
 
-def _response(app: APIGatewayRestResolver, error: errors.RequestError) -> Response[Any]:
+def answer(error: errors.RequestError, event: dict[str, Any]) -> dict[str, Any]:
+    """The whole answer to a request that was refused before the app saw it."""
+    request: Any = APIGatewayProxyEvent(event)
+    return ResponseBuilder(_response(error, request)).build(request)
+
+
+def _response(error: errors.RequestError, event: Any) -> Response[Any]:
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     headers: dict[str, str | list[str]] = {}
     if error.retry_after is not None:
@@ -99,17 +113,19 @@ def _response(app: APIGatewayRestResolver, error: errors.RequestError) -> Respon
         status_code=status.value,
         content_type=CONTENT_TYPE,
         headers=headers,
-        body=_body(app, code=error.code, status=status, detail=error.message, errors=error.errors),
+        body=_body(
+            event, code=error.code, status=status, detail=error.message, details=error.errors
+        ),
     )
 
 
 def _body(
-    app: APIGatewayRestResolver,
+    event: Any,
     *,
     code: str,
     status: HTTPStatus,
     detail: str,
-    errors: list[dict[str, Any]] | None = None,
+    details: list[dict[str, Any]] | None = None,
 ) -> str:
     body: dict[str, Any] = {
         "type": TYPE_BASE + code,
@@ -117,12 +133,19 @@ def _body(
         "status": status.value,
         "detail": detail,
         "code": code,
-        "instance": app.current_event.request_context.request_id,
+        "instance": event.request_context.request_id,
     }
-    if errors:
-        body["errors"] = errors
-    # The validated values may hold what JSON cannot say, and what a log would rather not see: neither goes out.
-    return json.dumps(body, default=str)
+    if details:
+        body["errors"] = [_short(detail) for detail in details[:MAX_ERRORS]]
+        if len(details) > MAX_ERRORS:
+            body["detail"] += f" There are {len(details)}, of which {MAX_ERRORS} are shown."
+    return json.dumps(body)
+
+
+def _short(detail: dict[str, Any]) -> dict[str, Any]:
+    """Where and what is wrong, without the value: that may be long, or nobody else's business."""
+    where = [part if isinstance(part, int) else str(part)[:_MAX_TEXT] for part in detail["loc"]]
+    return {"loc": where, "msg": detail["msg"][:_MAX_TEXT], "type": detail["type"]}
 
 
 def _methods_at(app: APIGatewayRestResolver, path: str) -> set[str]:

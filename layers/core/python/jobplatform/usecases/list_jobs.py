@@ -15,6 +15,9 @@ import sqlalchemy as sa
 from jobplatform import database, errors, job_store, jobs
 
 _POLL_SECONDS = 0.5
+_PAGE_BYTES = 240_000
+_JOB_BYTES = 1_100
+"""Of a job as it is shown, its parameters and metadata left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,11 @@ def list_jobs(
 ) -> tuple[list[jobs.Job], str | None]:
     """A page of jobs, newest first, and the cursor of the next. Raises `errors.InvalidCursor`.
 
-    The cursor names the last job seen, so that jobs added meanwhile move nothing; it is signed for client and filters.
+    The cursor names the last job seen, so that jobs added meanwhile move nothing; it is signed for
+    client and filters. A page of large jobs is shorter than `limit`.
     """
     context = _context(filters, client_id)
-    before = _open(cursor, context, secret) if cursor else None
+    before = None if cursor is None else _open(cursor, context, secret)
     with database.client_transaction(engine, client_id) as conn:
         found = job_store.list_page(
             conn,
@@ -74,9 +78,19 @@ def list_jobs(
             before=before,
             limit=limit + 1,
         )
-    page = found[:limit]
-    more = len(found) > limit
+    page = _that_fit(found[:limit])
+    more = len(found) > len(page)
     return page, _seal(page[-1], context, secret) if more else None
+
+
+def _that_fit(found: list[jobs.Job]) -> list[jobs.Job]:
+    """The first jobs that make an answer of a decent size: clients choose how large a job is."""
+    total = 0
+    for count, job in enumerate(found):
+        total += _JOB_BYTES + len(json.dumps(job.parameters)) + len(json.dumps(job.metadata))
+        if total > _PAGE_BYTES:
+            return found[: max(1, count)]
+    return found
 
 
 def _context(filters: Filters, client_id: uuid.UUID) -> str:

@@ -32,18 +32,26 @@ def submit_job(
 ) -> tuple[jobs.Job, bool]:
     """The job and whether it is a replay. One client and one key make one job.
 
-    The row is committed before the doorbell rings; a crash between the two is healed by the dispatcher. Raises
-    `errors.InvalidRequest`, `IdempotencyKeyReused`, `SubmitInProgress`, `TooManyQueuedJobs`, `ServiceUnavailable`.
+    The row is committed before the doorbell rings; a crash between the two is healed by the
+    dispatcher. Raises `errors.InvalidRequest`, `IdempotencyKeyReused`, `SubmitInProgress`,
+    `TooManyQueuedJobs`, `UnknownClient`, `ServiceUnavailable`.
     """
     plan = plans.PLANS[caller.plan]
-    template, checked = _checked(template_name, parameters)
-    _check_run_at(run_at, now, settings)
+    version, checked, refusal = "", dict(parameters), None
+    try:
+        version, checked = _checked(template_name, parameters)
+        _check_run_at(run_at, now, settings)
+    except errors.InvalidRequest as error:
+        # What was accepted under this key stays so, though its run_at has passed by now.
+        if idempotency_key is None:
+            raise
+        refusal = error
     new = job_store.NewJob(
         id=jobs.new_id(),
         client_id=caller.client_id,
         plan=plan.name,
-        template_name=template.name,
-        template_version=template.version,
+        template_name=template_name,
+        template_version=version,
         parameters=checked,
         metadata=dict(metadata),
         format=format,
@@ -80,6 +88,7 @@ def submit_job(
         max_queued=plan.max_queued,
         engine=engine,
         accepted=ring,
+        refusal=refusal,
         lambda_context=lambda_context,
     )
     logger.info(
@@ -92,9 +101,8 @@ def submit_job(
     return job, replayed
 
 
-def _checked(
-    template_name: str, parameters: Mapping[str, Any]
-) -> tuple[templating.Template, dict[str, Any]]:
+def _checked(template_name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The template's version and the parameters as they are stored."""
     try:
         template = templating.get(template_name)
     except errors.TemplateNotFound as error:
@@ -120,7 +128,7 @@ def _checked(
                 for detail in error.errors(include_url=False, include_context=False)
             ]
         ) from error
-    return template, checked.model_dump(mode="json", exclude_unset=True)
+    return template.version, checked.model_dump(mode="json", exclude_unset=True)
 
 
 def _check_run_at(run_at: dt.datetime | None, now: dt.datetime, settings: JobSettings) -> None:
