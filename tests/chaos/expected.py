@@ -1,0 +1,83 @@
+"""The bytes that a result has to have: the database's own COPY of the same query."""
+
+import gzip
+import hashlib
+import json
+import pathlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+import templates
+from infra.local import postgres
+from jobplatform import csvfile, jobs, templating
+
+OWN_TEMPLATES = pathlib.Path(__file__).with_name("templates")
+
+
+class _Hash:
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return len(data)
+
+
+class Expected:
+    """SHA-256 of the CSV of a template with parameters, each made once."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+        self._known: dict[str, str] = {}
+        self._lock = threading.Lock()
+        if str(OWN_TEMPLATES) not in templates.__path__:
+            templates.__path__.append(str(OWN_TEMPLATES))
+
+    def sha256(self, template: str, parameters: dict[str, Any]) -> str:
+        name = json.dumps([template, parameters], sort_keys=True)
+        with self._lock:
+            if name not in self._known:
+                self._known[name] = self._make(template, parameters)
+            return self._known[name]
+
+    def _make(self, name: str, parameters: dict[str, Any]) -> str:
+        template = templating.get(name)
+        params = template.parse(parameters)
+        connection = postgres.connect(self._url)
+        sink = _Hash()
+        try:
+            connection.run("SET timezone = 'UTC'")
+            if template.query is not None:
+                query = _literal(template.query(params))
+                connection.run(f"COPY ({query}) TO STDOUT (FORMAT csv, HEADER)", stream=sink)
+            else:
+                # A generator has no COPY: its own rows, read over a plain connection.
+                assert template.rows is not None
+
+                def read(statement: sa.Select[Any]) -> Iterator[Sequence[Any]]:
+                    yield from connection.run(_literal(statement))
+
+                rows = template.rows(params, read)
+                for chunk, _ in csvfile.encode(rows, template.columns, jobs.ResultFormat.CSV):
+                    sink.write(chunk)
+        finally:
+            connection.close()
+        return sink.digest.hexdigest()
+
+
+def unpacked_sha256(content: bytes, compression: str) -> str:
+    return hashlib.sha256(
+        gzip.decompress(content) if compression == "gzip" else content
+    ).hexdigest()
+
+
+def _literal(statement: sa.Select[Any]) -> str:
+    """SQLAlchemy's own rendering, so that none of the platform's code is in the way."""
+    dialect = postgresql.dialect()
+    dialect.identifier_preparer._double_percents = False
+    compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    return str(compiled)
