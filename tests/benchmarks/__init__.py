@@ -1,4 +1,4 @@
-"""`make bench`: what the platform's speed, memory and cost are in proportion to what people would use otherwise.
+"""`make bench`: the platform's speed, memory and cost in proportion to what one would else use.
 
 Each module named in `registry.MODULES` holds benchmarks; see docs/explanation/performance.md.
 """

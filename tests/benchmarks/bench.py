@@ -1,4 +1,4 @@
-"""What the benchmarks run on: PostgreSQL with generated data, the AWS emulator, programs to compare with.
+"""What the benchmarks run on: PostgreSQL with generated data, the AWS emulator, other programs.
 
 Each part is started when the first benchmark asks for it and stopped when all are done.
 """
@@ -189,8 +189,7 @@ def run(
         command,
         env=environ,
         input=given.encode(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=seconds,
         check=False,
     )

@@ -14,6 +14,7 @@ from infra.local.processes import interruptible
 from tests.benchmarks import registry
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.data import ROWS
+from tests.benchmarks.measuring import NotMeasured
 from tests.benchmarks.report import Report
 
 BUILD = paths.ROOT / "build"
@@ -23,7 +24,7 @@ def main() -> int:
     arguments = _arguments()
     console = Console(file=sys.stdout)
     # What the functions print is their log; the table goes to the terminal that was there before.
-    sys.stdout = Path(os.devnull).open("w")
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     chosen = registry.load(arguments.names)
     folder = paths.ROOT / ".local" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,8 +39,11 @@ def main() -> int:
         ):
             for benchmark in chosen:
                 report.heading(f"{benchmark.name}: {benchmark.title}")
-                for result in benchmark.run(bench):
-                    report.add(result)
+                try:
+                    for result in benchmark.run(bench):
+                        report.add(result)
+                except NotMeasured as missing:
+                    report.missing(benchmark.name, str(missing))
     except LocalError as error:
         Console(stderr=True).print(f"\n{error}", style="red", markup=False, highlight=False)
         return 1
@@ -51,7 +55,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=registry.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=registry.__doc__
+    )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(registry.MODULES)}"
     )

@@ -1,3 +1,5 @@
 """x"""
+
+
 def run(bench):
     yield from ()

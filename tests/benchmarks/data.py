@@ -1,4 +1,4 @@
-"""The data that is exported: ten years of flights of the kind of 2013, and a wide table with text."""
+"""The data that is exported: ten times the flights of 2013, and a wide table with text."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ END AS text_{n}"""
 
 
 def load(url: str, *, rows: int, told: Callable[[str], None]) -> None:
-    """Makes `flights` with `rows` rows and `wide` with an eighth of it, in the order of their ids."""
+    """Makes `flights` with `rows` rows and `wide` with an eighth of it, in the order of the ids."""
     told("loading the flights of 2013")
     flights.load(url)
     connection = connect(url)

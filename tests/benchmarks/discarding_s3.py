@@ -1,7 +1,6 @@
-"""An S3 that takes uploads and keeps nothing: `python -m tests.benchmarks.discarding_s3` prints its port.
+"""An S3 that takes uploads and keeps nothing, for exports larger than the emulator's memory.
 
-For exports that are larger than the emulator's memory. It runs as a process of its own and ends
-when its standard input does.
+`python -m tests.benchmarks.discarding_s3` prints its port and ends when its standard input does.
 """
 
 import http.server

@@ -12,6 +12,10 @@ Timed = Callable[[], float | None]
 Bound = Literal["at most", "at least"]
 
 
+class NotMeasured(Exception):
+    """Something that a benchmark needs is not on this machine; the text says what."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """What a ratio has to be to hold."""

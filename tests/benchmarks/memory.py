@@ -91,7 +91,7 @@ def _export_here() -> None:
     """The child: one job through the worker's handler; prints its size and this process's peak."""
     given = json.load(sys.stdin)
     out = sys.stdout
-    sys.stdout = Path(os.devnull).open("w")
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
 
     import templates
 

@@ -12,7 +12,7 @@ MODULES = (
     "memory",
     "submit",
     "connect",
-    "requests",
+    "throughput",
     "cold_start",
     "cost",
 )

@@ -18,11 +18,12 @@ from tests.benchmarks.measuring import Result
 
 
 class Report:
-    """Shows results as they come. Draws only between measurements, so that it costs none of them."""
+    """Shows results as they come; draws between measurements only, and so costs none of them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.results: list[Result] = []
+        self._missing: list[str] = []
         self._load = os.getloadavg()
         self._began = dt.datetime.now(dt.UTC)
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -58,6 +59,9 @@ class Report:
                 soft_wrap=True,
             )
 
+    def missing(self, name: str, why: str) -> None:
+        self._missing.append(f"{name} was not measured: {why}.")
+
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("", "ratio", "goal", "", "rounds", "ours", "theirs", ""):
@@ -81,6 +85,8 @@ class Report:
         self._live.stop()
         if self._console.is_terminal:
             self._console.print(self.table())
+        for line in self._missing:
+            self._console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
         folder.mkdir(exist_ok=True)
         summaries = [result.summary() for result in self.results]
         (folder / "bench.json").write_text(json.dumps(summaries, indent=1) + "\n")

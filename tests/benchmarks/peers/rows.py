@@ -1,4 +1,4 @@
-"""An export as it is commonly written: SQLAlchemy rows into csv.writer. Prints the seconds taken."""
+"""An export as commonly written: SQLAlchemy rows into csv.writer. Prints the seconds taken."""
 
 import asyncio
 import csv

@@ -1,6 +1,6 @@
 """Rows of 400 bytes
 
-As many as are asked for, made by the server from a table of ids, so that 10 GB need no 10 GB of disk.
+As many as are asked for, made by the server from a table of ids: 10 GB need no 10 GB of disk.
 """
 
 from typing import Any

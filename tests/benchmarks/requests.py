@@ -1,3 +1,0 @@
-"""x"""
-def run(bench):
-    yield from ()
