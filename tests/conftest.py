@@ -2,6 +2,8 @@
 
 import datetime as dt
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +134,16 @@ def worker(
         results=settings.ResultSettings(bucket=bucket.name),
         settings=settings.WorkerSettings(part_bytes=5 * 2**20),
     )
+
+
+def pytest_configure() -> None:
+    """A run that is told to end stops what its fixtures started, as after Ctrl-C."""
+
+    def end(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
