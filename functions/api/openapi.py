@@ -33,7 +33,11 @@ def install(app: APIGatewayRestResolver) -> None:
 
     @app.get("/docs", include_in_schema=False, enable_validation=False)
     def _docs() -> Response[str]:
-        return Response(200, "text/html; charset=utf-8", _page(app))
+        return Response(200, _HTML, _page(app))
+
+    @app.get("/docs/errors", include_in_schema=False, enable_validation=False)
+    def _errors() -> Response[str]:
+        return Response(200, _HTML, _errors_page())
 
 
 def description(app: APIGatewayRestResolver) -> str:

@@ -28,7 +28,7 @@ JobId = Annotated[str, Path(description="The job's id.")]
     summary="Submit a job",
     tags=["jobs"],
     status_code=202,
-    responses=answers(views.JobView, 202, 400, 403, 409, 413, 415, 422, 429, 503),
+    responses=answers(views.JobView, 202, 400, 403, 409, 413, 415, 422),
 )
 def submit(
     request: views.SubmitJobRequest,
@@ -73,7 +73,7 @@ def submit(
     "/jobs",
     summary="List jobs",
     tags=["jobs"],
-    responses=answers(views.JobPage, 200, 400, 403, 422, 503),
+    responses=answers(views.JobPage, 200, 400, 403, 422),
 )
 def list_(
     status: Annotated[jobs.JobStatus | None, Query()] = None,
@@ -107,7 +107,7 @@ def list_(
     "/jobs/<job_id>",
     summary="Look at a job",
     tags=["jobs"],
-    responses=answers(views.JobView, 200, 403, 404, 422, 503),
+    responses=answers(views.JobView, 200, 403, 404, 422),
 )
 def show(
     job_id: JobId,
@@ -132,7 +132,7 @@ def show(
     "/jobs/<job_id>/download",
     summary="Download a result",
     tags=["jobs"],
-    responses=answers(views.DownloadView, 200, 303, 403, 404, 409, 410, 422, 503),
+    responses=answers(views.DownloadView, 200, 303, 403, 404, 409, 410, 422),
 )
 def download(
     job_id: JobId,
@@ -172,7 +172,7 @@ def download(
     summary="Cancel a job",
     tags=["jobs"],
     status_code=202,
-    responses=answers(views.JobView, 202, 403, 404, 409, 503),
+    responses=answers(views.JobView, 202, 403, 404, 409),
 )
 def cancel(job_id: JobId) -> Response[views.JobView]:
     """A queued job ends at once, a running one within seconds."""
@@ -214,7 +214,7 @@ def template(name: Annotated[str, Path()]) -> Response[views.TemplateView]:
     "/health",
     summary="Whether the API works",
     tags=["service"],
-    responses=answers(views.Health, 200, 503),
+    responses=views.health_answers(),
     security=[],
 )
 def health() -> Response[views.Health]:

@@ -270,17 +270,30 @@ _ANSWERS = {
     415: "The body is not JSON",
     422: "Values that are not allowed, or a key that was used with another body",
     429: "Too many requests or jobs; see Retry-After",
+    500: "Something went wrong on our side",
     503: "Not available right now; see Retry-After",
+    504: "The answer took too long",
 }
+_ANYWHERE = (429, 500, 503, 504)
 
 
 def answers(model: type[pydantic.BaseModel], *statuses: int) -> dict[int, Any]:
-    """The `responses` of a route in OpenAPI: `model` for success, a Problem for the others."""
+    """The `responses` of a route in OpenAPI: `model` for success, a Problem for the others.
+
+    Those that API Gateway or a failure may answer with anywhere need not be named.
+    """
     problem = {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {
             "description": _ANSWERS[status],
             "content": problem if status >= 400 else {"application/json": {"model": model}},
         }
-        for status in statuses
+        for status in sorted({*statuses, *_ANYWHERE})
     }
+
+
+def health_answers() -> dict[int, Any]:
+    """Those of /health, which says the same whether all is well or not."""
+    found = answers(Health, 200)
+    found[503]["content"] = {"application/json": {"model": Health}}
+    return found

@@ -1,4 +1,4 @@
-"""SQS calls it with a doorbell; it runs the job that is next and answers which doorbells to keep."""
+"""SQS calls it with a doorbell; it runs the next job and answers which doorbells to keep."""
 
 import dataclasses
 import functools
