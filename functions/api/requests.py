@@ -5,7 +5,6 @@ error, before it reaches code that would fail over it.
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -46,9 +45,12 @@ def _body(event: Mapping[str, Any]) -> str:
             body = text.encode()
         if len(body) > MAX_BODY_BYTES:
             raise errors.PayloadTooLarge(f"The body may be {MAX_BODY_BYTES} bytes at the most.")
-        return body.decode()
-    except (binascii.Error, UnicodeError) as error:
+        decoded = body.decode()
+    except ValueError as error:
         raise errors.MalformedRequest("The body is not text in UTF-8.") from error
+    if not decoded.strip():
+        raise errors.MalformedRequest("The body is empty.")
+    return decoded
 
 
 def _is_json(content_types: list[str]) -> bool:
@@ -103,8 +105,6 @@ def parse_json(text: str) -> Any:
     Refuses what JSON allows and no two readers agree on, such as a key that is there twice, and
     what Python's reader allows beyond JSON, such as NaN.
     """
-    if not text.strip():
-        raise errors.MalformedRequest("The body is empty.")
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

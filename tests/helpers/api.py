@@ -18,6 +18,7 @@ from tests.helpers.platform import Context
 
 MOST_BYTES = 256_000
 _PROBLEM_KEYS = ["type", "title", "status", "detail", "code", "instance"]
+_OURS = "the key of our client"
 _METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -82,7 +83,7 @@ class Api:
         body: Any = None,
         headers: dict[str, Any] | None = None,
         query: dict[str, Any] | None = None,
-        key: str | None = "",
+        key: str | None = _OURS,
         base64: bool = False,
     ) -> Answer:
         """`body`: text as it is, everything else as JSON."""
@@ -96,7 +97,7 @@ class Api:
                 body=body,
                 headers={**sent, **(headers or {})},
                 query=query,
-                key=self.key if key == "" else key,
+                key=self.key if key is _OURS else key,
                 base64=base64,
             )
         )
