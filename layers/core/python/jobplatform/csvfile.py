@@ -120,9 +120,9 @@ def text_of(value: Any, kind: str = "") -> str:
 def _float(value: float, kind: str = "") -> str:
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    # Python and PostgreSQL agree on the digits, and differ on when the exponent is written.
+    # Python and PostgreSQL differ on when the exponent is written.
     digits = 6 if kind == "real" else 15
-    text = repr(value)
+    text = _shortest(value)
     if "e" not in text and abs(value) < 10**digits:
         return text.removesuffix(".0")
     sign, numerals, exponent = decimal.Decimal(text).normalize().as_tuple()
@@ -130,6 +130,21 @@ def _float(value: float, kind: str = "") -> str:
     head, *tail = map(str, numerals)
     fraction = "." + "".join(tail) if tail else ""
     return f"{'-' * sign}{head}{fraction}e{exponent + len(numerals) - 1:+03d}"
+
+
+def _shortest(value: float) -> str:
+    """The fewest digits that read back as the value.
+
+    Python takes a number right between two floats for the even one, PostgreSQL would rather write
+    a digit more. Only above 2**53 are there such numbers of so few digits.
+    """
+    text = repr(value)
+    if abs(value) < 2**53:
+        return text
+    off = 2 * abs(int(decimal.Decimal(text)) - int(value))
+    # Below a power of two the neighbour is only half as far away.
+    between = off in (int(math.ulp(value)), int(math.ulp(math.nextafter(value, 0.0))))
+    return f"{value:.17g}" if between and off else text
 
 
 def _decimal(value: decimal.Decimal) -> str:
