@@ -139,12 +139,21 @@ def _shortest(value: float) -> str:
     a digit more. Only above 2**53 are there such numbers of so few digits.
     """
     text = repr(value)
-    if abs(value) < 2**53:
+    if abs(value) < 2**53 or not _is_between(text, value):
         return text
-    off = 2 * abs(int(decimal.Decimal(text)) - int(value))
-    # Below a power of two the neighbour is only half as far away.
-    between = off in (int(math.ulp(value)), int(math.ulp(math.nextafter(value, 0.0))))
-    return f"{value:.17g}" if between and off else text
+    for digits in (15, 16, 17):
+        text = f"{value:.{digits}g}"
+        if float(text) == value and not _is_between(text, value):
+            break
+    return text
+
+
+def _is_between(text: str, value: float) -> bool:
+    """Whether a number lies right between a whole float and the next one on its side."""
+    off = abs(int(decimal.Decimal(text))) - abs(int(value))
+    # Below a power of two the next one is only half as far away.
+    next_one = math.ulp(value) if off > 0 else math.ulp(math.nextafter(value, 0.0))
+    return 2 * abs(off) == int(next_one)
 
 
 def _decimal(value: decimal.Decimal) -> str:
