@@ -18,6 +18,7 @@ from jobplatform.settings import (
 )
 
 _CALLER_SECONDS = 30
+_clock = time.monotonic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def caller(api_key: str | None) -> client_store.Caller:
         raise errors.UnknownClient
     digest = client_store.key_hash(api_key)
     known = _callers.get(digest)
-    if known and known[0] > time.monotonic():
+    if known and known[0] > _clock():
         return known[1]
     with database.transaction(get().engine) as conn:
         found = client_store.find_caller(conn, api_key)
@@ -79,5 +80,5 @@ def caller(api_key: str | None) -> client_store.Caller:
         raise errors.UnknownClient
     if len(_callers) > 1_000:
         _callers.clear()
-    _callers[digest] = (time.monotonic() + _CALLER_SECONDS, found)
+    _callers[digest] = (_clock() + _CALLER_SECONDS, found)
     return found

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from jobplatform import aws as clients
+from jobplatform import observability, results, settings
 from jobplatform import queue as queues
-from jobplatform import results, settings
 from tests.conftest import BUCKET
 from tests.helpers import lambdas
 from tests.helpers.api import Api
@@ -46,6 +46,8 @@ def environment(
         "API_CURSOR_SECRET": "secret-of-the-tests",
     }.items():
         monkeypatch.setenv(name, str(value))
+    # Read from the environment when Powertools is imported, which was before this.
+    monkeypatch.setattr(observability.metrics.provider, "namespace", "JobPlatform")
     lambdas.start_anew()
     yield
     lambdas.start_anew()
