@@ -65,7 +65,7 @@ def insert(conn: sa.Connection, new: NewJob, *, request_hash: str, max_queued: i
     }
     try:
         row = conn.execute(_INSERT, values).first()
-    except exc.IntegrityError as error:
+    except exc.DatabaseError as error:  # pg8000 gives every error of the server one class
         if "jobs_client_id_fkey" in str(error):
             raise errors.UnknownClient from error
         raise
@@ -85,13 +85,7 @@ def get(
 
 def find_by_key(conn: sa.Connection, client_id: uuid.UUID, idempotency_key: str) -> Job | None:
     """The job that the key names, unless the key's time is over."""
-    row = conn.execute(
-        sa.select(jobs).where(
-            jobs.c.client_id == client_id,
-            jobs.c.idempotency_key == idempotency_key,
-            jobs.c.idempotency_expires_at > _now,
-        )
-    ).first()
+    row = conn.execute(_FIND_BY_KEY, {"client": client_id, "key": idempotency_key}).first()
     return _job(row) if row else None
 
 
@@ -672,6 +666,13 @@ RETURNING {_job_columns}
         sa.bindparam("idempotency_ttl", type_=sa.Interval()),
     )
     .columns(*_job_types)
+)
+
+# Made once: building it costs as much as running it, and every replay runs it.
+_FIND_BY_KEY = sa.select(jobs).where(
+    jobs.c.client_id == sa.bindparam("client"),
+    jobs.c.idempotency_key == sa.bindparam("key"),
+    jobs.c.idempotency_expires_at > _now,
 )
 
 # `waiting` hops from client to client along jobs_queued_by_client_idx, so that its cost grows with
