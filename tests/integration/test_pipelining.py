@@ -92,7 +92,7 @@ def test_an_error_is_raised_by_its_statement_and_the_connection_goes_on(
         conn.execute(_NOTE, {"word": "once", "number": 1})
     with engine.connect() as conn:
         conn.execute(_NOTE, {"word": "before", "number": 2})
-        with pytest.raises(exc.DatabaseError, match="noted_pkey"):
+        with pytest.raises(exc.IntegrityError, match="noted_pkey"):
             conn.execute(_NOTE, {"word": "once", "number": 3})
         conn.rollback()
         conn.execute(_NOTE, {"word": "after", "number": 4})
@@ -192,3 +192,54 @@ def test_a_connection_that_the_server_has_ended_is_a_lost_connection(
 
         assert database.is_transient(raised.value)
     assert words(engine) == []
+
+
+def test_a_statement_is_prepared_once_a_connection_and_found_again(
+    engine: sa.Engine,
+) -> None:
+    with engine.begin() as conn:
+        for number in range(7):
+            conn.execute(_NOTE, {"word": f"word {number}", "number": number})
+        prepared = conn.exec_driver_sql(
+            "SELECT generic_plans + custom_plans FROM pg_prepared_statements"
+            " WHERE statement LIKE 'INSERT INTO noted%'"
+        )
+
+        assert prepared.all() == [(7,)]
+    assert len(words(engine)) == 7
+
+
+def test_the_same_text_with_other_types_is_another_statement(engine: sa.Engine) -> None:
+    same = "SELECT coalesce(%s, NULL)"
+
+    with engine.begin() as conn:
+        cursor = driver(conn).cursor()
+        for oid, value in ((23, 5), (25, "five"), (23, 6)):
+            cursor.setinputsizes(oid)
+            cursor.execute(same, (value,))
+            assert cursor.fetchone() == [value]
+
+
+def test_a_statement_that_no_longer_fits_its_table_is_prepared_again(engine: sa.Engine) -> None:
+    look = sa.text("SELECT number FROM noted WHERE word = :word")
+    with engine.begin() as conn:
+        conn.execute(_NOTE, {"word": "a", "number": 1})
+    with engine.connect() as conn:
+        assert conn.scalar(look, {"word": "a"}) == 1
+        conn.exec_driver_sql("ALTER TABLE noted ALTER number TYPE text")
+        conn.commit()
+        with pytest.raises(exc.DBAPIError, match="cached plan"):
+            conn.scalar(look, {"word": "a"})
+        conn.rollback()
+
+        assert conn.scalar(look, {"word": "a"}) == "1"
+
+
+def test_more_statements_than_are_kept_all_work(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        for number in range(2 * pipelining._MAX_PREPARED):
+            found = conn.exec_driver_sql(f"SELECT %s::integer + {number}", (1,)).scalar()
+            assert found == number + 1
+        kept = conn.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar()
+
+    assert kept == pipelining._MAX_PREPARED

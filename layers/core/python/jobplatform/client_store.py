@@ -50,7 +50,7 @@ def create(conn: sa.Connection, *, client_id: uuid.UUID, name: str) -> dt.dateti
             sa.insert(clients).values(id=client_id, name=name).returning(clients.c.created_at)
         ).scalar_one()
         return created_at
-    except exc.DatabaseError as error:
+    except exc.IntegrityError as error:
         if "clients_name_key" in str(error):
             raise errors.ClientExists(f"A client named {name} exists.") from error
         raise

@@ -6,6 +6,7 @@ progress.
 """
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,8 +110,12 @@ def submit_once(
         replayed = True
         return response
 
-    # A request without a key is an idempotent operation of its own.
-    payload = {"key": new.idempotency_key or str(new.id), "request": dict(request)}
+    # A request without a key is an idempotent operation of its own. As text, because Powertools
+    # copies what it is given to its last leaf.
+    payload = {
+        "key": new.idempotency_key or str(new.id),
+        "request": json.dumps(request, sort_keys=True),
+    }
     handler = IdempotencyHandler(
         function=accept,
         function_payload=payload,

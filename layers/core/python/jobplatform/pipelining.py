@@ -6,10 +6,14 @@ go out together, with BEGIN and what else belongs before it. All of it has one S
 server skips the rest once a part fails. Uses private parts of pg8000, whose version is pinned.
 
 pg8000 also looks at each character of each statement for its placeholders, a millisecond for a long
-one; here that is remembered.
+one; here that is remembered. And a statement with parameters is prepared once a connection, which
+saves the server parsing, and after some uses planning it. A pooler between us and the server has to
+keep prepared statements apart (PgBouncer does from 1.21 on).
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,11 +22,26 @@ import pg8000.core
 import pg8000.dbapi
 
 _BEGIN = "begin transaction"
+_MAX_PREPARED = 64
+# What was prepared no longer fits the tables, or is not known (a pooler gave us another session).
+_PREPARE_AGAIN = {"0A000", "26000"}
+_CONSTRAINT_VIOLATION = "23"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A statement that the server knows, and what its answers look like."""
+
+    name: bytes
+    columns: Any
+    input_funcs: Any
 
 
 class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._deferred: list[str] = []
+        self._prepared: dict[tuple[str, Sequence[int]], _Prepared] = {}
+        self._names = (f"s{number}".encode() for number in itertools.count())
         super().__init__(*arguments, **named)
 
     def defer(self, statement: str) -> None:
@@ -79,28 +98,48 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
             self._run(last)
 
     def _run(self, statement: str, vals: Sequence[Any] = (), oids: Sequence[int] = ()) -> Any:
-        context = pg8000.core.Context(statement)
         params = pg8000.converters.make_params(self.py_types, vals)
         if self._sock is None:
             raise pg8000.dbapi.InterfaceError("connection is closed")
         messages = bytearray()
         for text in self._deferred:
-            messages += self._parse(text, ()) + self._bind(()) + pg8000.core.EXECUTE_MSG
-        messages += self._parse(statement, oids) + _DESCRIBE + self._bind(params)
-        messages += pg8000.core.EXECUTE_MSG + pg8000.core.SYNC_MSG
+            messages += self._parse(b"", text, ()) + self._bind(b"", ()) + _EXECUTE
+        known = self._prepared.get((statement, oids))
+        if known is not None:
+            name = known.name
+            context = pg8000.core.Context(
+                statement, columns=known.columns, input_funcs=known.input_funcs
+            )
+        else:
+            keep = bool(params) and len(self._prepared) < _MAX_PREPARED
+            name = next(self._names) if keep else b""
+            context = pg8000.core.Context(statement)
+            messages += self._parse(name, statement, oids) + _message(b"D", b"S" + name + b"\0")
+        messages += self._bind(name, params) + _EXECUTE + _SYNC
         self._deferred.clear()
         pg8000.core._write(self._sock, bytes(messages))
         pg8000.core._flush(self._sock)
-        self.handle_messages(context)
+        try:
+            self.handle_messages(context)
+        except pg8000.dbapi.DatabaseError as error:
+            state = error.args[0].get("C", "")
+            if known is not None and state in _PREPARE_AGAIN:
+                self._prepared.clear()
+            if state.startswith(_CONSTRAINT_VIOLATION):
+                # pg8000 has this class and never uses it.
+                raise pg8000.dbapi.IntegrityError(*error.args) from None
+            raise
+        if known is None and name:
+            self._prepared[statement, oids] = _Prepared(name, context.columns, context.input_funcs)
         return context
 
     # https://www.postgresql.org/docs/current/protocol-message-formats.html
-    def _parse(self, statement: str, oids: Sequence[int]) -> bytes:
+    def _parse(self, name: bytes, statement: str, oids: Sequence[int]) -> bytes:
         types = b"".join(_int4(0 if oid == -1 else oid) for oid in oids)
         text = statement.encode(self._client_encoding)
-        return _message(b"P", b"\0" + text + b"\0" + _int2(len(oids)) + types)
+        return _message(b"P", name + b"\0" + text + b"\0" + _int2(len(oids)) + types)
 
-    def _bind(self, params: Sequence[str | None]) -> bytes:
+    def _bind(self, name: bytes, params: Sequence[str | None]) -> bytes:
         values = bytearray()
         for param in params:
             if param is None:
@@ -108,7 +147,8 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
             else:
                 value = param.encode(self._client_encoding)
                 values += _int4(len(value)) + value
-        return _message(b"B", b"\0\0" + _int2(0) + _int2(len(params)) + bytes(values) + _int2(0))
+        head = b"\0" + name + b"\0" + _int2(0) + _int2(len(params))
+        return _message(b"B", head + bytes(values) + _int2(0))
 
 
 class _Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
@@ -147,4 +187,5 @@ def _int4(value: int) -> bytes:
     return value.to_bytes(4, "big", signed=True)
 
 
-_DESCRIBE = _message(b"D", b"S\0")
+_EXECUTE = _message(b"E", b"\0" + _int4(0))
+_SYNC = _message(b"S", b"")
