@@ -7,6 +7,7 @@ import pytest
 
 from infra.local import postgres
 from jobplatform import database, results, settings, sqltext
+from tests.helpers import reports
 from tests.helpers.s3 import StrictS3, harden
 
 
@@ -34,3 +35,18 @@ def bucket(bucket: results.Bucket) -> results.Bucket:
 @pytest.fixture
 def s3(bucket: results.Bucket) -> StrictS3:
     return harden(bucket.client)
+
+
+@pytest.fixture
+def backends(plain_data: settings.DataDatabaseSettings) -> Iterator[reports.Backends]:
+    """What exports do in the adopter's database, and the function that raises errors for them."""
+    found = reports.Backends(plain_data)
+    found.run(reports.RAISE)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def templates(monkeypatch: pytest.MonkeyPatch, backends: reports.Backends) -> None:
+    """The templates of `reports` in the catalogue."""
+    reports.install(monkeypatch)
