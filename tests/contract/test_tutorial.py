@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 import templates
-from jobplatform import jobs, sqltext, templating
+from jobplatform import jobs, settings, sqltext, templating
 from jobplatform.usecases import run_job
-from tests.helpers import pages, platform
+from tests.helpers import pages, platform, template_contract
 
 TUTORIAL = pages.page("docs/tutorial.md")
 HOWTO = pages.page("docs/howto/add-a-template.md")
@@ -70,6 +70,12 @@ def test_the_tutorials_template_appears_in_the_catalogue_as_shown(
         )
     columns = dict(re.findall(r"^(\w+) +(\w+)$", shown.split("\nColumns\n")[1], re.MULTILINE)[1:])
     assert {column.name: column.type for column in tutorial.result_columns()} == columns
+
+
+def test_the_tutorials_template_keeps_the_rules_of_a_template(
+    tutorial: templating.Template, data: settings.DataDatabaseSettings
+) -> None:
+    assert template_contract.check(tutorial, data) == 224
 
 
 def test_the_tutorials_request_gives_the_tutorials_rows(
