@@ -72,7 +72,7 @@ def connect_arguments(
 def connect(
     address: _Address, *, application_name: str, **startup: str
 ) -> pg8000.native.Connection:
-    """A connection outside any pool, in autocommit; `startup` are server settings of the session."""
+    """A connection outside any pool, in autocommit; `startup` are settings of its session."""
     return _connect(pg8000.native.Connection, address, application_name, startup, read_timeout=None)
 
 
@@ -107,8 +107,9 @@ def create_engine(
 ) -> sa.Engine:
     """The engine of the platform's own tables; `statement_timeout` in seconds.
 
-    A connection is kept between invocations. One that the server has closed meanwhile is replaced on checkout:
-    its socket is readable although nothing was asked, which costs no round trip to see.
+    A connection is kept between invocations. One that the server has closed meanwhile is replaced
+    on checkout: its socket is readable although nothing was asked, which costs no round trip to
+    see.
     """
     startup = {
         "statement_timeout": str(int(statement_timeout * 1000)),
@@ -182,7 +183,8 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: the connection, the server's state or a conflict, not the statement.
+    """Whether trying again may help: not the statement was at fault, but the connection, the
+    server's state or a conflict.
 
     Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
     """
@@ -193,13 +195,13 @@ def is_transient(error: BaseException) -> bool:
     state = sqlstate(error)
     if state is None:
         return False
-    # Connection, transaction rollback (serialization, deadlock), resources, operator intervention, system error.
+    # Connection, rollback (serialization, deadlock), resources, operator's intervention, system.
     return state[:2] in {"08", "40", "53", "57", "58"} or state in {"25006", "55P03", "XX000"}
 
 
 @functools.cache
 def _tls(sslmode: str, ca_file: str | None) -> ssl.SSLContext:
-    """One context a process: reading the certificate authorities is most of a TLS connect's cost."""
+    """One context a process: reading the authorities is most of what a TLS connect costs."""
     context = ssl.create_default_context(cafile=ca_file)
     if sslmode == "require":
         context.check_hostname = False

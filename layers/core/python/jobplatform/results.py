@@ -33,7 +33,7 @@ GZIP_LEVEL = 1
 
 
 def part_size(number: int, first: int) -> int:
-    """Bytes of part `number` (from 1): even at first, then growing, so that 10,000 parts hold 5 TB."""
+    """Bytes of part `number` (from 1): even, then growing, so that 10,000 parts hold 5 TB."""
     if number <= _EVEN_PARTS:
         return first
     return min(MAX_PART_BYTES, first * number * number // (_EVEN_PARTS * _EVEN_PARTS))
@@ -76,7 +76,7 @@ class Bucket:
     def presign(
         self, key: str, *, filename: str, content_type: str, ask: dt.timedelta, now: dt.datetime
     ) -> tuple[str, dt.datetime]:
-        """A URL and the time when it really stops working: no later than the credentials that sign it."""
+        """A URL and when it really stops working: no later than the credentials that sign it."""
         credentials = self._public_client._request_signer._credentials
         until = now + ask
         expiry = getattr(credentials, "_expiry_time", None)
@@ -121,7 +121,10 @@ class Bucket:
         return [key for key in keys if key in failed]
 
     def erase_attempt(self, prefix: str) -> None:
-        """Removes everything of one attempt: its unfinished uploads first, so that none can be completed later."""
+        """Removes everything of one attempt.
+
+        Its unfinished uploads first, so that none can be completed later.
+        """
         for upload in self.client.list_multipart_uploads(Bucket=self.name, Prefix=prefix).get(
             "Uploads", []
         ):
@@ -241,7 +244,7 @@ class ResultWriter:
         self._bytes_out = resume.bytes_out if resume else 0
         # What is true behind each part that was cut, for the checkpoints.
         self._marks: dict[int, Checkpoint] = {len(resume.parts): resume} if resume else {}
-        self._last: tuple[list[bytes], int] | None = None
+        self._last: tuple[bytearray, int] | None = None
         self._chunks: queue.Queue[tuple[bytes, int, bytes] | None] = queue.Queue(_CHUNKS_AHEAD)
         self._error: BaseException | None = None
         self._suspending = False
@@ -275,8 +278,7 @@ class ResultWriter:
         if self._error is not None:
             raise self._error
         assert self._last is not None
-        pieces, rows = self._last
-        body = b"".join(pieces)
+        body, rows = self._last
         faults.point("upload.before_complete")
         if self._upload_id is None:
             self._put(body, rows)
@@ -345,8 +347,9 @@ class ResultWriter:
 
     def _pack(self) -> None:
         number = len(self._done) + 1
-        pieces: list[bytes] = []
-        size = rows = 0
+        # One growing buffer a part: pieces joined at the end would be there twice.
+        body = bytearray()
+        rows = 0
         rows_before = self._resumed.rows if self._resumed else 0
         bytes_in = self._resumed.bytes_in if self._resumed else 0
         packer: _Packer | None = None
@@ -357,25 +360,23 @@ class ResultWriter:
             if self._compression is jobs.Compression.GZIP:
                 packer = packer or _gzip_member()
                 block = packer.compress(block)
-            if block:
-                pieces.append(block)
-                size += len(block)
-            if size >= part_size(number, self._part_bytes):
+            body += block
+            if len(body) >= part_size(number, self._part_bytes):
                 if packer is not None:
-                    pieces.append(packer.flush())
+                    body += packer.flush()
                     packer = None
                 rows_before += rows
-                self._send(number, pieces, rows, (rows_before, bytes_in, last))
+                self._send(number, body, rows, (rows_before, bytes_in, last))
                 number += 1
-                pieces, size, rows = [], 0, 0
+                body, rows = bytearray(), 0
         if self._suspending:
             return
         if packer is not None:
-            pieces.append(packer.flush())
+            body += packer.flush()
         elif self._compression is jobs.Compression.GZIP and number == 1:
-            pieces.append(_gzip_member().flush())
-        self._account(pieces)
-        self._last = (pieces, rows)
+            body += _gzip_member().flush()
+        self._account(body)
+        self._last = (body, rows)
 
     def _next_block(self) -> tuple[bytes, int, bytes] | None:
         item = self._chunks.get()
@@ -383,14 +384,11 @@ class ResultWriter:
             raise self._error
         return item
 
-    def _account(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._digest.update(piece)
-            self._bytes_out += len(piece)
+    def _account(self, body: bytearray) -> None:
+        self._digest.update(body)
+        self._bytes_out += len(body)
 
-    def _send(
-        self, number: int, pieces: list[bytes], rows: int, mark: tuple[int, int, bytes]
-    ) -> None:
+    def _send(self, number: int, body: bytearray, rows: int, mark: tuple[int, int, bytes]) -> None:
         if number >= MAX_PARTS:
             raise errors.ResultTooLarge(f"more than {MAX_PARTS} parts")
         if self._upload_id is None:
@@ -401,7 +399,7 @@ class ResultWriter:
                 ChecksumAlgorithm="SHA256",
             )["UploadId"]
             faults.point("upload.created")
-        self._account(pieces)
+        self._account(body)
         rows_so_far, bytes_in, last = mark
         self._marks[number] = Checkpoint(
             key=self.key,
@@ -417,9 +415,9 @@ class ResultWriter:
         self._room.acquire()
         if self._error is not None:
             raise self._error
-        self._uploads.submit(self._upload, number, b"".join(pieces), rows)
+        self._uploads.submit(self._upload, number, body, rows)
 
-    def _upload(self, number: int, body: bytes, rows: int) -> None:
+    def _upload(self, number: int, body: bytearray, rows: int) -> None:
         try:
             digest = hashlib.sha256(body).hexdigest()
             faults.point("upload.part")
@@ -439,7 +437,7 @@ class ResultWriter:
         finally:
             self._room.release()
 
-    def _put(self, body: bytes, rows: int) -> None:
+    def _put(self, body: bytearray, rows: int) -> None:
         digest = hashlib.sha256(body).hexdigest()
         etag = self._bucket.client.put_object(
             Bucket=self._bucket.name,
@@ -499,7 +497,7 @@ class _Digest:
         elif resume.digest is not None:
             self._slow = rehashes.PySha256.deserialize(base64.b64decode(resume.digest))
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: bytearray) -> None:
         digest = self._fast or self._slow
         if digest is not None:
             digest.update(piece)

@@ -125,7 +125,7 @@ class JobSettings(Settings):
     heartbeat: Duration = timedelta(seconds=2)
     """How often a worker renews its lease and looks whether its job was cancelled."""
     worker_life: Duration = timedelta(minutes=16)
-    """After so long no worker can be alive any more, however lost it is (Lambda ends it after 15)."""
+    """After so long no worker can be alive, however lost it is (Lambda ends it after 15)."""
     retention: Duration = timedelta(days=30)
     """Age at which a finished job is purged, counted from its end."""
     idempotency_ttl: Duration = timedelta(hours=24)
@@ -135,9 +135,10 @@ class JobSettings(Settings):
     run_at_horizon: Duration = timedelta(days=365)
     """How far in the future `run_at` may lie."""
     ring_again_after: Duration = timedelta(minutes=5)
-    """A due job whose last doorbell is older than this and that nobody started is rung for again."""
+    """A due job that nobody started is rung for again when its last doorbell is so old."""
     ring_ahead: Duration = timedelta(seconds=75)
-    """Jobs due within this time get a delayed doorbell (a dispatcher's interval and a margin; SQS allows 900 s)."""
+    """Jobs due within this time get a delayed doorbell: a dispatcher's interval and a margin (SQS
+    allows 900 s)."""
 
 
 class WorkerSettings(Settings):
@@ -146,9 +147,9 @@ class WorkerSettings(Settings):
     prefix: ClassVar[str] = "WORKER_"
 
     statement_timeout: Duration = timedelta(minutes=14)
-    """PostgreSQL `statement_timeout` of a template's query, unless the template sets a shorter one."""
+    """PostgreSQL `statement_timeout` of a query, unless its template sets a shorter one."""
     drain_for: Duration = timedelta(seconds=10)
-    """After a job, the next due one is claimed at once while the invocation is younger than this."""
+    """After a job, the next is claimed at once while the invocation is younger than this."""
     hand_over_before: Duration = timedelta(seconds=45)
     """A long export is handed to the next invocation when less than this is left of this one: time
     to finish parts, and for the next to start and take over the snapshot."""

@@ -106,7 +106,7 @@ def _ring_for_the_almost_due(worker: Worker) -> None:
 
 
 class _HandOver(Exception):
-    """Not an error: the time of this invocation is nearly over and the export goes on in another."""
+    """Not an error: the time of this invocation ends, and the export goes on in another."""
 
 
 class _Attempt:
@@ -149,7 +149,7 @@ class _Attempt:
         except _HandOver:
             self._hand_over()
         except errors.LeaseLost:
-            # The upload may be the next attempt's by now: the dispatcher cleans up what is nobody's.
+            # The upload may be the next attempt's: the dispatcher cleans up what is nobody's.
             self._discard(keep=self.upload_token != self.token)
             self._close("worker_lost", "lease_lost", "another attempt owns the job")
             logger.warning("lease lost")
