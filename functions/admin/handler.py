@@ -44,9 +44,11 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> dict[str, A
     operator = dataclasses.replace(
         _operator(), seconds_left=lambda: context.get_remaining_time_in_millis() / 1000
     )
-    command = event.get("command", "")
+    command, arguments = event.get("command", ""), event.get("arguments") or {}
     try:
-        result = operate.run(operator, command, event.get("arguments") or {})
+        if not isinstance(arguments, dict):
+            raise errors.OperatorError("arguments has to be an object.")
+        result = operate.run(operator, command, arguments)
     except errors.PlatformError as error:
         return {"error": {"code": error.code, "message": error.message}}
     logger.info("operator's command", command=command)

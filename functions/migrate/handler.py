@@ -17,6 +17,7 @@ from jobplatform.settings import DatabaseSettings
 
 _PHYSICAL_ID = "jobplatform-schema"
 _ANSWER_SECONDS = 10
+_MIGRATION_SECONDS = 870  # of the function's 15 minutes
 
 
 @logger.inject_lambda_context
@@ -33,7 +34,9 @@ def lambda_handler(event: dict[str, Any], context: LambdaContext) -> None:
 
 def _upgrade() -> None:
     engine = database.create_engine(
-        DatabaseSettings.from_env(), application_name="jobplatform-migrate", statement_timeout=600
+        DatabaseSettings.from_env(),
+        application_name="jobplatform-migrate",
+        statement_timeout=_MIGRATION_SECONDS,
     )
     try:
         migrations.upgrade(engine)

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql as pg
 
 from jobplatform import errors
 from jobplatform.tables import api_keys, clients, jobs
@@ -71,11 +72,18 @@ def resolve(conn: sa.Connection, reference: str) -> uuid.UUID:
 def add_key(
     conn: sa.Connection, *, client_id: uuid.UUID, key_sha256: bytes, api_key_id: str, plan: str
 ) -> None:
-    conn.execute(
-        sa.insert(api_keys).values(
-            client_id=client_id, key_sha256=key_sha256, api_key_id=api_key_id, plan=plan
-        )
-    )
+    """Adds a key; the very same key again is no error. Raises `errors.KeyExists` for another."""
+    new = {
+        "client_id": client_id,
+        "key_sha256": key_sha256,
+        "api_key_id": api_key_id,
+        "plan": plan,
+    }
+    added = conn.execute(pg.insert(api_keys).values(new).on_conflict_do_nothing())
+    if added.rowcount == 0 and not conn.scalar(
+        sa.select(sa.exists().where(*(api_keys.c[name] == value for name, value in new.items())))
+    ):
+        raise errors.KeyExists(f"There is a key {api_key_id}, or another of this hash.")
 
 
 def revoke_key(conn: sa.Connection, api_key_id: str) -> None:

@@ -24,6 +24,7 @@ PlatformError
 │   ├── ClientNotFound
 │   ├── ClientExists
 │   ├── KeyNotFound
+│   ├── KeyExists
 │   └── JobNotRetryable
 └── ExecutionError               how an attempt ended other than by a result
     ├── PermanentFailure         fail now, trying again cannot help
@@ -206,6 +207,12 @@ class KeyNotFound(OperatorError):
     """There is no such key."""
 
     code = "key_not_found"
+
+
+class KeyExists(OperatorError):
+    """A key of this id or hash exists, and it is another."""
+
+    code = "key_exists"
 
 
 class JobNotRetryable(OperatorError):

@@ -12,10 +12,10 @@ def run() -> None:
     engine: sa.Engine = context.config.attributes["engine"]
     with engine.connect() as connection:
         connection.execute(sa.text("SET statement_timeout = 0"))
-        # A migration that cannot get its lock soon gives up rather than queue every submit behind
-        # it.
-        connection.execute(sa.text("SET lock_timeout = '5s'"))
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        # From here on: a migration that cannot lock a table soon gives up rather than queue every
+        # submit behind it. Another migration is worth waiting for.
+        connection.execute(sa.text("SET lock_timeout = '5s'"))
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {tables.SCHEMA}"))
         connection.commit()
         context.configure(

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import inspect
+import typing
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,7 +50,7 @@ class Operator:
 
 def run(operator: Operator, command: str, arguments: dict[str, Any]) -> Any:
     """Runs a command. Raises `errors.OperatorError` for one that is not there."""
-    function = COMMANDS.get(command)
+    function = COMMANDS.get(command) if isinstance(command, str) else None
     if function is None:
         raise errors.OperatorError(
             f"There is no command {command!r}; there are {', '.join(sorted(COMMANDS))}."
@@ -58,7 +59,16 @@ def run(operator: Operator, command: str, arguments: dict[str, Any]) -> Any:
         bound = inspect.signature(function).bind(operator, **arguments)
     except TypeError as error:
         raise errors.OperatorError(f"{command}: {error}") from error
+    kinds = typing.get_type_hints(function)
+    for name, value in arguments.items():
+        if not isinstance(value, kinds[name]) or not _is_text_to_keep(value):
+            raise errors.OperatorError(f"{command}: {name} cannot be {value!a}.")
     return function(*bound.args, **bound.kwargs)
+
+
+def _is_text_to_keep(value: object) -> bool:
+    """False for text that PostgreSQL refuses: NUL, or half of a surrogate pair."""
+    return not isinstance(value, str) or value.isprintable()
 
 
 def create_client(operator: Operator, *, name: str) -> dict[str, Any]:
