@@ -70,6 +70,19 @@ def address(migrated: settings.DatabaseSettings) -> settings.DatabaseSettings:
 
 
 @pytest.fixture
+def empty(server: postgres.LocalPostgres) -> Iterator[settings.DatabaseSettings]:
+    """A database of its own without anything in it."""
+    name = f"empty_{uuid.uuid4().hex}"
+    connection = postgres.connect(server.url("postgres"))
+    try:
+        connection.run(f"CREATE DATABASE {name}")
+        yield settings.DatabaseSettings(url=server.url(name))
+        connection.run(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        connection.close()
+
+
+@pytest.fixture
 def engine(address: settings.DatabaseSettings) -> Iterator[sa.Engine]:
     made = database.create_engine(address, application_name="tests")
     yield made
