@@ -13,6 +13,7 @@ MODULES = (
     "submit",
     "connect",
     "throughput",
+    "growth",
     "cold_start",
     "cost",
 )
