@@ -27,7 +27,8 @@ from jobplatform.settings import (
 )
 from jobplatform.usecases import run_job
 
-processor = BatchProcessor(event_type=EventType.SQS)
+# A batch of which all failed is answered like any other, not raised: nothing is wrong with us then.
+processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failure=False)
 
 
 @functools.cache
@@ -62,6 +63,7 @@ def handle_record(record: SQSRecord, lambda_context: LambdaContext) -> None:
 @logger.inject_lambda_context
 @metrics.log_metrics
 def lambda_handler(event: dict[str, Any], context: LambdaContext) -> Any:
+    metrics.add_metric(name="Doorbells", unit=MetricUnit.Count, value=len(event["Records"]))
     return process_partial_response(
         event=event, record_handler=handle_record, processor=processor, context=context
     )

@@ -80,8 +80,9 @@ def add_key(
         "plan": plan,
     }
     added = conn.execute(pg.insert(api_keys).values(new).on_conflict_do_nothing())
+    same = [api_keys.c[name] == value for name, value in new.items()]
     if added.rowcount == 0 and not conn.scalar(
-        sa.select(sa.exists().where(*(api_keys.c[name] == value for name, value in new.items())))
+        sa.select(sa.exists().where(*same, api_keys.c.revoked_at.is_(None)))
     ):
         raise errors.KeyExists(f"There is a key {api_key_id}, or another of this hash.")
 
