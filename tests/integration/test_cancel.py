@@ -25,6 +25,20 @@ def worker(worker: run_job.Worker) -> run_job.Worker:
     return dataclasses.replace(worker, jobs=settings.JobSettings())
 
 
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the heartbeat has told the work to stop."""
+    told = threading.Event()
+    interrupt = run_job._Attempt._interrupt
+
+    def tell(attempt: run_job._Attempt, reason: errors.ExecutionError) -> None:
+        interrupt(attempt, reason)
+        told.set()
+
+    monkeypatch.setattr(run_job._Attempt, "_interrupt", tell)
+    return told
+
+
 def cancel(worker: run_job.Worker, job: jobs.Job) -> jobs.Job:
     return cancel_job.cancel_job(
         job.id, client_id=job.client_id, engine=worker.engine, settings=worker.jobs
@@ -94,25 +108,19 @@ def test_a_query_that_begins_just_as_the_cancel_arrives_is_cancelled_too(
     client_id: uuid.UUID,
     backends: reports.Backends,
     monkeypatch: pytest.MonkeyPatch,
+    interrupted: threading.Event,
 ) -> None:
     """The heartbeat finds no query to cancel: it comes between two of them."""
     job = platform.submit(worker, client_id, "slow", {"seconds": 60})
-    seen = threading.Event()
-    beat = run_job._Attempt._interrupt
-
-    def interrupt(attempt: run_job._Attempt, reason: errors.ExecutionError) -> None:
-        beat(attempt, reason)
-        seen.set()
 
     def wait_for_the_heartbeat(name: str) -> None:
         if name == "export.started":
             cancel(worker, job)
-            assert seen.wait(10)
+            assert interrupted.wait(10)
 
-    monkeypatch.setattr(run_job._Attempt, "_interrupt", interrupt)
     monkeypatch.setattr(faults, "point", wait_for_the_heartbeat)
     running = reports.Running(worker)
-    assert seen.wait(10)
+    assert interrupted.wait(10)
 
     running.join(10)
 
@@ -125,16 +133,9 @@ def test_a_cancel_during_an_upload_leaves_no_part(
     client_id: uuid.UUID,
     s3: StrictS3,
     backends: reports.Backends,
-    monkeypatch: pytest.MonkeyPatch,
+    interrupted: threading.Event,
 ) -> None:
-    uploading, go_on, told = threading.Event(), threading.Event(), threading.Event()
-    interrupt = run_job._Attempt._interrupt
-
-    def tell(attempt: run_job._Attempt, reason: errors.ExecutionError) -> None:
-        interrupt(attempt, reason)
-        told.set()
-
-    monkeypatch.setattr(run_job._Attempt, "_interrupt", tell)
+    uploading, go_on = threading.Event(), threading.Event()
 
     def wait(number: int) -> None:
         if number == 2:
@@ -149,7 +150,7 @@ def test_a_cancel_during_an_upload_leaves_no_part(
     asked = time.monotonic()
 
     # S3 is slow, which a heartbeat does not wait for.
-    assert told.wait(5)
+    assert interrupted.wait(5)
     go_on.set()
 
     store.until(lambda: platform.get(worker, job).is_final, seconds=5)
