@@ -2,6 +2,7 @@
 
 import functools
 import html
+import inspect
 import json
 from typing import Any
 
@@ -60,9 +61,13 @@ def document(app: APIGatewayRestResolver, version: str) -> dict[str, Any]:
         security=[{_SCHEME: []}],
     )
     found: dict[str, Any] = json.loads(schema.model_dump_json(by_alias=True, exclude_none=True))
-    for path in found["paths"].values():
-        for operation in path.values():
-            _drop_default_errors(operation["responses"])
+    for route in [*app._static_routes, *app._dynamic_routes]:
+        operation = found["paths"].get(route.openapi_path, {}).get(route.method.lower())
+        if operation:
+            operation["description"] = inspect.getdoc(route.func)
+            operation["responses"] = _own_responses(operation["responses"])
+            for parameter in operation.get("parameters", []):
+                _leave_out_null(parameter["schema"])
     schemas = found["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -72,11 +77,21 @@ def document(app: APIGatewayRestResolver, version: str) -> dict[str, Any]:
     return found
 
 
-def _drop_default_errors(responses: dict[str, Any]) -> None:
+def _own_responses(responses: dict[str, Any]) -> dict[str, Any]:
     """Powertools says of every route that it may answer its own kind of 422; ours never do."""
-    for status, answer in list(responses.items()):
-        if "HTTPValidationError" in json.dumps(answer):
-            del responses[status]
+    return {
+        status: answer
+        for status, answer in sorted(responses.items())
+        if "HTTPValidationError" not in json.dumps(answer)
+    }
+
+
+def _leave_out_null(schema: dict[str, Any]) -> None:
+    """A parameter that may be left out is not one that may be null."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema.update(kinds[0])
 
 
 def _errors_page() -> str:

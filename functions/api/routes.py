@@ -26,9 +26,14 @@ JobId = Annotated[str, Path(description="The job's id.")]
 @router.post(
     "/jobs",
     summary="Submit a job",
+    operation_id="submit_job",
     tags=["jobs"],
     status_code=202,
-    responses=answers(views.JobView, 202, 400, 403, 409, 413, 415, 422),
+    responses=answers(
+        views.JobView,
+        *(202, 400, 403, 409, 413, 415, 422),
+        headers={202: ["Location", "Retry-After", "Idempotent-Replayed"]},
+    ),
 )
 def submit(
     request: views.SubmitJobRequest,
@@ -72,16 +77,28 @@ def submit(
 @router.get(
     "/jobs",
     summary="List jobs",
+    operation_id="list_jobs",
     tags=["jobs"],
     responses=answers(views.JobPage, 200, 400, 403, 422),
 )
 def list_(
-    status: Annotated[jobs.JobStatus | None, Query()] = None,
-    template_name: Annotated[str | None, Query(max_length=100)] = None,
-    created_after: Annotated[views.Moment | None, Query()] = None,
-    created_before: Annotated[views.Moment | None, Query()] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+    status: Annotated[jobs.JobStatus | None, Query(description="Only those in this state.")] = None,
+    template_name: Annotated[
+        str | None, Query(max_length=100, description="Only those of this template.")
+    ] = None,
+    created_after: Annotated[
+        views.Moment | None, Query(description="Only those made after this time (RFC 3339).")
+    ] = None,
+    created_before: Annotated[
+        views.Moment | None, Query(description="Only those made before this time (RFC 3339).")
+    ] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=200, description="Jobs of a page at the most; of large ones, fewer.")
+    ] = 50,
+    cursor: Annotated[
+        str | None,
+        Query(max_length=1000, description="`next_cursor` of the page before, same filters."),
+    ] = None,
 ) -> Response[views.JobPage]:
     """The client's own jobs, newest first."""
     _check_query()
@@ -106,8 +123,9 @@ def list_(
 @router.get(
     "/jobs/<job_id>",
     summary="Look at a job",
+    operation_id="get_job",
     tags=["jobs"],
-    responses=answers(views.JobView, 200, 403, 404, 422),
+    responses=answers(views.JobView, 200, 403, 404, 422, headers={200: ["Retry-After"]}),
 )
 def show(
     job_id: JobId,
@@ -131,8 +149,13 @@ def show(
 @router.get(
     "/jobs/<job_id>/download",
     summary="Download a result",
+    operation_id="download_result",
     tags=["jobs"],
-    responses=answers(views.DownloadView, 200, 303, 403, 404, 409, 410, 422),
+    responses=answers(
+        views.DownloadView,
+        *(200, 303, 403, 404, 409, 410, 422),
+        headers={303: ["Location"]},
+    ),
 )
 def download(
     job_id: JobId,
@@ -170,9 +193,10 @@ def download(
 @router.post(
     "/jobs/<job_id>/cancel",
     summary="Cancel a job",
+    operation_id="cancel_job",
     tags=["jobs"],
     status_code=202,
-    responses=answers(views.JobView, 202, 403, 404, 409),
+    responses=answers(views.JobView, 202, 403, 404, 409, headers={202: ["Location"]}),
 )
 def cancel(job_id: JobId) -> Response[views.JobView]:
     """A queued job ends at once, a running one within seconds."""
@@ -188,6 +212,7 @@ def cancel(job_id: JobId) -> Response[views.JobView]:
 @router.get(
     "/templates",
     summary="List templates",
+    operation_id="list_templates",
     tags=["templates"],
     responses=answers(views.TemplateList, 200, 403),
 )
@@ -201,10 +226,13 @@ def templates() -> Response[views.TemplateList]:
 @router.get(
     "/templates/<name>",
     summary="Look at a template",
+    operation_id="get_template",
     tags=["templates"],
     responses=answers(views.TemplateView, 200, 403, 404),
 )
-def template(name: Annotated[str, Path()]) -> Response[views.TemplateView]:
+def template(
+    name: Annotated[str, Path(description="The template's name.")],
+) -> Response[views.TemplateView]:
     """One report, with the JSON Schema of its parameters."""
     _caller()
     return Response(HTTPStatus.OK, _JSON, views.TemplateView.of(templating.get(name)))
@@ -213,6 +241,7 @@ def template(name: Annotated[str, Path()]) -> Response[views.TemplateView]:
 @router.get(
     "/health",
     summary="Whether the API works",
+    operation_id="get_health",
     tags=["service"],
     responses=views.health_answers(),
     security=[],

@@ -275,25 +275,43 @@ _ANSWERS = {
     504: "The answer took too long",
 }
 _ANYWHERE = (429, 500, 503, 504)
+_TEXT, _SECONDS = {"type": "string"}, {"type": "integer", "minimum": 1}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "Location": {"description": "Where it is; may be relative to the request.", "schema": _TEXT},
+    "Retry-After": {"description": "Seconds to wait until it can help.", "schema": _SECONDS},
+    "Idempotent-Replayed": {
+        "description": "`true` where this key made its job in a request before.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+}
+_ERROR_HEADERS = {409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
 
 
-def answers(model: type[pydantic.BaseModel], *statuses: int) -> dict[int, Any]:
+def answers(
+    model: type[pydantic.BaseModel], *statuses: int, headers: dict[int, list[str]] | None = None
+) -> dict[int, Any]:
     """The `responses` of a route in OpenAPI: `model` for success, a Problem for the others.
 
-    Those that API Gateway or a failure may answer with anywhere need not be named.
+    Those that API Gateway or a failure may answer with anywhere need not be named. `headers` are
+    those of a success, by status.
     """
     problem = {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {
-        status: {
+    found: dict[int, Any] = {}
+    for status in {*statuses, *_ANYWHERE}:
+        names = (headers or {}).get(status, [])
+        if status in _ERROR_HEADERS:
+            names = [_ERROR_HEADERS[status]]
+        found[status] = {
             "description": _ANSWERS[status],
             "content": problem if status >= 400 else {"application/json": {"model": model}},
         }
-        for status in sorted({*statuses, *_ANYWHERE})
-    }
+        if names:
+            found[status]["headers"] = {name: _HEADERS[name] for name in names}
+    return found
 
 
 def health_answers() -> dict[int, Any]:
     """Those of /health, which says the same whether all is well or not."""
     found = answers(Health, 200)
-    found[503]["content"] = {"application/json": {"model": Health}}
+    found[503] = {"description": _ANSWERS[503], "content": found[200]["content"]}
     return found

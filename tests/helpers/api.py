@@ -128,6 +128,8 @@ def check(event: dict[str, Any], answer: Answer) -> None:
         return
     described = operation["responses"].get(str(answer.status))
     assert described, f"{event['httpMethod']} {path} answered {answer.status}: {answer.text[:500]}"
+    headers = {name.lower() for name in described.get("headers", {})}
+    assert set(answer.headers) <= {"content-type", "cache-control", *headers}
     media = described["content"][answer.headers["content-type"]]
     _validator(json.dumps(media["schema"])).validate(answer.json)
 
