@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
+import io
 import json
 import queue
 import threading
@@ -244,7 +245,7 @@ class ResultWriter:
         self._bytes_out = resume.bytes_out if resume else 0
         # What is true behind each part that was cut, for the checkpoints.
         self._marks: dict[int, Checkpoint] = {len(resume.parts): resume} if resume else {}
-        self._last: tuple[bytearray, int] | None = None
+        self._last: tuple[bytes, int] | None = None
         self._chunks: queue.Queue[tuple[bytes, int, bytes] | None] = queue.Queue(_CHUNKS_AHEAD)
         self._error: BaseException | None = None
         self._suspending = False
@@ -347,8 +348,8 @@ class ResultWriter:
 
     def _pack(self) -> None:
         number = len(self._done) + 1
-        # One growing buffer a part: pieces joined at the end would be there twice.
-        body = bytearray()
+        # It gives its bytes away without a copy; pieces joined at the end would be there twice.
+        body = io.BytesIO()
         rows = 0
         rows_before = self._resumed.rows if self._resumed else 0
         bytes_in = self._resumed.bytes_in if self._resumed else 0
@@ -360,23 +361,23 @@ class ResultWriter:
             if self._compression is jobs.Compression.GZIP:
                 packer = packer or _gzip_member()
                 block = packer.compress(block)
-            body += block
-            if len(body) >= part_size(number, self._part_bytes):
+            body.write(block)
+            if body.tell() >= part_size(number, self._part_bytes):
                 if packer is not None:
-                    body += packer.flush()
+                    body.write(packer.flush())
                     packer = None
                 rows_before += rows
-                self._send(number, body, rows, (rows_before, bytes_in, last))
+                self._send(number, body.getvalue(), rows, (rows_before, bytes_in, last))
                 number += 1
-                body, rows = bytearray(), 0
+                body, rows = io.BytesIO(), 0
         if self._suspending:
             return
         if packer is not None:
-            body += packer.flush()
+            body.write(packer.flush())
         elif self._compression is jobs.Compression.GZIP and number == 1:
-            body += _gzip_member().flush()
-        self._account(body)
-        self._last = (body, rows)
+            body.write(_gzip_member().flush())
+        self._last = (body.getvalue(), rows)
+        self._account(self._last[0])
 
     def _next_block(self) -> tuple[bytes, int, bytes] | None:
         item = self._chunks.get()
@@ -384,11 +385,11 @@ class ResultWriter:
             raise self._error
         return item
 
-    def _account(self, body: bytearray) -> None:
+    def _account(self, body: bytes) -> None:
         self._digest.update(body)
         self._bytes_out += len(body)
 
-    def _send(self, number: int, body: bytearray, rows: int, mark: tuple[int, int, bytes]) -> None:
+    def _send(self, number: int, body: bytes, rows: int, mark: tuple[int, int, bytes]) -> None:
         if number >= MAX_PARTS:
             raise errors.ResultTooLarge(f"more than {MAX_PARTS} parts")
         if self._upload_id is None:
@@ -417,7 +418,7 @@ class ResultWriter:
             raise self._error
         self._uploads.submit(self._upload, number, body, rows)
 
-    def _upload(self, number: int, body: bytearray, rows: int) -> None:
+    def _upload(self, number: int, body: bytes, rows: int) -> None:
         try:
             digest = hashlib.sha256(body).hexdigest()
             faults.point("upload.part")
@@ -437,7 +438,7 @@ class ResultWriter:
         finally:
             self._room.release()
 
-    def _put(self, body: bytearray, rows: int) -> None:
+    def _put(self, body: bytes, rows: int) -> None:
         digest = hashlib.sha256(body).hexdigest()
         etag = self._bucket.client.put_object(
             Bucket=self._bucket.name,
@@ -497,7 +498,7 @@ class _Digest:
         elif resume.digest is not None:
             self._slow = rehashes.PySha256.deserialize(base64.b64decode(resume.digest))
 
-    def update(self, piece: bytearray) -> None:
+    def update(self, piece: bytes) -> None:
         digest = self._fast or self._slow
         if digest is not None:
             digest.update(piece)
