@@ -10,10 +10,12 @@ from typing import Any
 
 import pg8000.native
 import pytest
+import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobplatform import copy_stream, csvfile, sqltext
+from jobplatform import copy_stream, csvfile, export, sqltext
+from jobplatform import settings as platform_settings
 from jobplatform.jobs import ResultFormat
 from jobplatform.templating import Column
 
@@ -168,6 +170,46 @@ def read_line(line: str) -> Any:
     if not line:
         return None
     return json.loads(line, parse_float=decimal.Decimal, parse_int=decimal.Decimal)
+
+
+# As an adopter's rows come: read from the database by a row generator.
+READ = [
+    "INTERVAL '-2:30'", "INTERVAL '-00:00:01.5'", "INTERVAL '-1 day -01:00'",
+    "INTERVAL '1 year -2 mons 3 days'", "INTERVAL '400 days'", "DATE 'infinity'",
+    "DATE '0044-03-15 BC'", "TIMESTAMP '-infinity'", "TIMESTAMPTZ '2024-01-01 12:00:00.120+05:30'",
+    "TIMESTAMPTZ '0044-03-15 BC'", "TIME '12:34:56.500'", "TIMETZ '12:34:56+05:30'",
+    "CAST('NaN' AS numeric)", "CAST('-Infinity' AS double precision)", "CAST(1e15 AS real)",
+    "CAST(0.1 AS real)", "12345678901234567890.1234567890", "CAST(1e100 AS double precision)",
+    "TRUE", "'it''s'", "CAST('' AS text)", "CAST('a ' AS character(3))", "'\\x00ff'::bytea",
+    "'{\"b\": 1, \"aa\": [null]}'::jsonb", "'10.0.0.1/8'::inet", "'10.0.0.1'::inet",
+    "'10.0.0.0/8'::cidr", "'6a2f41a3-c54c-fce8-32d2-0324e1c32e22'::uuid", "'$1.50'::money",
+    "ARRAY[1, NULL]", "ARRAY['a b', NULL, 'NULL', '']", "'{}'::text[]", "ARRAY[[1], [2]]",
+    "ARRAY[INTERVAL '-2:30']", "ARRAY['10.0.0.1/8'::inet]", "'{[1,2), [5,7)}'::int4multirange",
+    "ARRAY[1.50]", "int4range(1, 5)", "int4range(NULL, 5)", "'empty'::numrange", "NULL",
+    "tstzrange('2024-01-01', NULL)", "point(1, 2)", "ARRAY[TIMESTAMP '2024-01-01 00:00:00.5']",
+    "B'101'", "to_tsvector('simple', 'a b')", "'08:00:2b:01:02:03'::macaddr",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", READ)
+def test_what_a_row_generator_reads_is_written_as_copy_would(
+    plain_data: platform_settings.DataDatabaseSettings, expression: str
+) -> None:
+    with export.Session(plain_data, statement_timeout=dt.timedelta(minutes=1)) as session:
+        query = f"SELECT {expression} AS c0, 1 AS c1"
+        columns = session.describe(query)
+        rows = list(session.read(sa.select(sa.text(query.removeprefix("SELECT ")))))
+        mine = b"".join(chunk for chunk, _ in csvfile.encode(rows, columns, ResultFormat.CSV))
+        written = io.BytesIO()
+        copy = sqltext.copy(
+            query,
+            format=ResultFormat.CSV,
+            header=True,
+            columns=[(column.name, column.type) for column in columns],
+        )
+        copy_stream.copy_out(session.connection, copy, lambda block, *_: written.write(block))
+
+    assert mine.decode() == written.getvalue().decode()
 
 
 class Colour(enum.Enum):

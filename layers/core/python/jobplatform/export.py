@@ -73,6 +73,8 @@ class Session:
             idle_in_transaction_session_timeout="0",
             **sqltext.SESSION,
         )
+        for oid, read in sqltext.READERS.items():
+            self.connection.register_in_adapter(oid, read)
         try:
             run = self.connection.run
             run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

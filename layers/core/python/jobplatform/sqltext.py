@@ -7,11 +7,12 @@ the tests.
 import datetime as dt
 import decimal
 import enum
+import ipaddress
 import json
 import math
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -150,6 +151,11 @@ def _json(value: Any) -> str:
     return text
 
 
+def inet(text: str) -> Any:
+    """An address, with its network if it has one: the driver's own way loses the host."""
+    return (ipaddress.ip_interface if "/" in text else ipaddress.ip_address)(text)
+
+
 def interval(text: str) -> dt.timedelta | str:
     """What an interval says, for the driver: its own way loses the sign of hours and minutes.
 
@@ -163,6 +169,16 @@ def interval(text: str) -> dt.timedelta | str:
         microseconds=int(decimal.Decimal(seconds or 0) * 1_000_000)
     )
     return dt.timedelta(days=int(days or 0)) + (-time if sign == "-" else time)
+
+
+# How values of these types (by oid) are read, as the driver's own ways lose something.
+READERS: dict[int, Callable[[str], Any]] = {
+    869: inet,
+    1186: interval,
+    # Points, ranges, multiranges, and arrays of these and of the above, stay as they are printed.
+    **dict.fromkeys((600, 1041, 1187, 3904, 3905, 3906, 3907, 3908, 3909, 3910, 3911, 3912), str),
+    **dict.fromkeys((3913, 3926, 3927, 4451, *range(4532, 4537), *range(6150, 6158)), str),
+}
 
 
 class _Compiler(base.PGCompiler):
