@@ -30,6 +30,7 @@ PlatformError
     ├── PermanentFailure         fail now, trying again cannot help
     │   ├── TemplateRejected
     │   ├── ExportTooLong
+    │   ├── QueryTooLong
     │   └── ResultTooLarge
     ├── RetryLater               again, and not counted as an attempt
     ├── LeaseLost                another attempt owns the job; touch nothing
@@ -256,6 +257,13 @@ class ExportTooLong(PermanentFailure):
 
     code = "export_too_long"
     safe_message = "The report takes too long to make; narrow the parameters."
+
+
+class QueryTooLong(PermanentFailure):
+    """The query takes longer than the template, the plan or the worker allows."""
+
+    code = "query_too_long"
+    safe_message = "The report's query takes longer than it may; narrow the parameters."
 
 
 class RetryLater(ExecutionError):

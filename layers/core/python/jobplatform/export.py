@@ -15,6 +15,7 @@ import queue
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,15 +137,36 @@ class Session:
         finally:
             helper.close()
 
+    @contextlib.contextmanager
+    def statement(self) -> Iterator[None]:
+        """One statement. Where it took the time it may, raises `errors.QueryTooLong`.
+
+        A statement that somebody cancelled has the same SQLSTATE, but took less.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        except database.DriverError as error:
+            took = dt.timedelta(seconds=time.monotonic() - began)
+            if database.sqlstate(error) == "57014" and took >= self._timeout:
+                raise errors.QueryTooLong(
+                    f"a statement took longer than {self._timeout}"
+                ) from error
+            raise
+
+    def run(self, sql: str, **values: Any) -> list[Any]:
+        with self.statement():
+            return self.connection.run(sql, **values) or []
+
     def plan(self, query: str) -> _Plan:
         """The planner's guess of what a query answers and costs."""
-        found = self.connection.run("EXPLAIN (FORMAT JSON) " + query)[0][0][0]["Plan"]
+        found = self.run("EXPLAIN (FORMAT JSON) " + query)[0][0][0]["Plan"]
         rows = int(found["Plan Rows"])
         return _Plan(rows, rows * int(found["Plan Width"]), float(found["Total Cost"]))
 
     def describe(self, query: str) -> tuple[templating.Column, ...]:
         """The columns of a query as the server names and types them."""
-        self.connection.run(f"SELECT * FROM ({query}) AS q LIMIT 0")
+        self.run(f"SELECT * FROM ({query}) AS q LIMIT 0")
         found = self.connection.columns or []
         names = self.connection.run(
             "SELECT format_type(o, m) FROM unnest(CAST(:oids AS oid[]), CAST(:mods AS int4[]))"
@@ -159,7 +181,7 @@ class Session:
 
     def read(self, statement: sa.Select[Any]) -> Iterator[Sequence[Any]]:
         """Streams a select by a cursor, rows as Python values."""
-        run = self.connection.run
+        run = self.run
         name = f"read_{id(statement):x}"
         run(f"DECLARE {name} NO SCROLL CURSOR FOR {sqltext.select(statement)}")
         while rows := run(f"FETCH {_FETCH_ROWS} FROM {name}"):
@@ -328,7 +350,8 @@ class Export:
 
     def _copy_out(self, session: Session, text: str, write: Write) -> None:
         crlf = self._format is ResultFormat.CSV_EXCEL
-        copy_stream.copy_out(session.connection, text, write, crlf=crlf)
+        with session.statement():
+            copy_stream.copy_out(session.connection, text, write, crlf=crlf)
 
     def _ranges(self) -> list[str]:
         """Conditions that cut the query into ranges of even keys, in order; none: do not split."""
@@ -339,7 +362,7 @@ class Export:
         session = self._sessions[0]
         column = f"q.{sqltext.identifier(key)}"
         where = f" WHERE {self._condition}" if self._condition else ""
-        low, high = session.connection.run(
+        low, high = session.run(
             f"SELECT min({column}), max({column}) FROM ({self._query}) AS q{where}"
         )[0]
         if low is None or high == low:

@@ -5,6 +5,7 @@ is bound to one plan by name, so a renamed plan needs its keys moved first.
 """
 
 import dataclasses
+from datetime import timedelta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Plan:
     """Rows in one result; None: no limit but the template's."""
     max_bytes: int | None
     """Bytes in one result before compression; None: no limit but the template's."""
+    statement_timeout: timedelta | None = None
+    """Time that a report's query may take; None: no limit but the template's and the worker's."""
 
 
 BASIC = Plan(

@@ -146,8 +146,10 @@ class WorkerSettings(Settings):
 
     prefix: ClassVar[str] = "WORKER_"
 
-    statement_timeout: Duration = timedelta(minutes=14)
-    """PostgreSQL `statement_timeout` of a query, unless its template sets a shorter one."""
+    statement_timeout: Duration = timedelta(minutes=14, seconds=30)
+    """PostgreSQL `statement_timeout` of a query, unless its template or plan sets a shorter one.
+    Less than an invocation has, and more than it has before `hand_over_before`: a query that could
+    be handed over must not end first."""
     drain_for: Duration = timedelta(seconds=10)
     """After a job, the next is claimed at once while the invocation is younger than this."""
     hand_over_before: Duration = timedelta(seconds=45)

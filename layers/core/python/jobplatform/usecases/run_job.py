@@ -173,17 +173,16 @@ class _Attempt:
             raise errors.TemplateRejected(str(error)) from error
 
     def _export(self, template: templating.Template, params: pydantic.BaseModel) -> results.Stored:
-        settings = self.worker.settings
         self._live = template.consistency == "live"
         plan = plans.PLANS.get(self.job.plan)
         max_rows = _smallest(template.max_rows, plan.max_rows if plan else None)
         try:
-            with self._open(template, params) as export:
+            with self._open(template, params, plan) as export:
                 self.export = export
                 self._check()
                 export.prepare()
                 writer = self.writer = self._open_writer(template, plan, export)
-                hand_over_at = settings.hand_over_before.total_seconds()
+                hand_over_at = self.worker.settings.hand_over_before.total_seconds()
 
                 def write(block: bytes, rows: int, last: bytes) -> None:
                     self._check()
@@ -203,12 +202,14 @@ class _Attempt:
         self._check()
         return writer.complete()
 
-    def _open(self, template: templating.Template, params: pydantic.BaseModel) -> exporting.Export:
+    def _open(
+        self, template: templating.Template, params: pydantic.BaseModel, plan: plans.Plan | None
+    ) -> exporting.Export:
         """The export from its beginning, or from where its last attempt handed it over."""
         checkpoint = self.job.checkpoint
-        timeout = min(
-            template.statement_timeout or dt.timedelta.max, self.worker.settings.statement_timeout
-        )
+        limits = [self.worker.settings.statement_timeout, template.statement_timeout]
+        limits += [plan.statement_timeout] if plan else []
+        timeout = min(limit for limit in limits if limit is not None)
         begin: Callable[..., exporting.Export] = functools.partial(
             exporting.Export,
             self.worker.data,
