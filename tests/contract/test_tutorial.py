@@ -24,26 +24,23 @@ Install = Callable[[str, str], templating.Template]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a file into the package `templates`, as if it had been written there."""
-    monkeypatch.setattr(templates, "__path__", [*templates.__path__, str(tmp_path)])
+    """Puts a file into the package `templates`, before one that a reader may have written there."""
+    monkeypatch.setattr(templates, "__path__", [str(tmp_path), *templates.__path__])
     made: list[str] = []
 
     def into_the_package(name: str, text: str) -> templating.Template:
-        assert not hasattr(templates, name), f"there is a template {name} already"
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
         made.append(name)
-        _forget()
+        _forget(name)
         return templating.get(name)
 
     yield into_the_package
-    for name in made:
+    _forget(*made)
+
+
+def _forget(*names: str) -> None:
+    for name in names:
         sys.modules.pop(f"templates.{name}", None)
-        if hasattr(templates, name):
-            delattr(templates, name)
-    _forget()
-
-
-def _forget() -> None:
     templating._load.cache_clear()
     templating.catalogue.cache_clear()
 
