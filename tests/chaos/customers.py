@@ -22,6 +22,7 @@ _MOST_UNFINISHED = 60
 _INTERNAL = re.compile(
     r"\bSELECT\b|\bINSERT\b|\bUPDATE\b|pg8000|sqlalchemy|botocore|Traceback|\.py\b|127\.0\.0\.1",
 )
+_LOOK_AGAIN = 0.2
 _AGAIN = 0.3
 """Seconds before a request is repeated."""
 
@@ -106,12 +107,13 @@ class Customers:
         intent = submission.intent
         headers = {"Idempotency-Key": intent.key} if intent.key else {}
         while not self._stopped.is_set():
+            asked = time.monotonic()
             answer = self._call("POST", "/jobs", intent.client, json=body, headers=headers)
             if answer is not None and answer.status_code == 202:
                 job = answer.json()
                 first = not submission.job_ids
                 self._ledger.accepted(submission, job["id"])
-                self._ledger.seen(job["id"], job["status"])
+                self._ledger.seen(job["id"], job["status"], asked=asked)
                 if "idempotent-replayed" in answer.headers:
                     self._ledger.count("replays")
                 if first and intent.cancel_after is not None:
@@ -150,7 +152,7 @@ class Customers:
                 self._look_as_another(job_id, submission, rng)
             else:
                 self._look_at(job_id, submission, rng)
-            self._stopped.wait(0.05)
+            self._stopped.wait(_LOOK_AGAIN)
 
     def _due_cancel(self) -> Submission | None:
         with self._lock:
@@ -159,6 +161,7 @@ class Customers:
         return None
 
     def _look_at(self, job_id: str, submission: Submission, rng: random.Random) -> None:
+        asked = time.monotonic()
         answer = self._call("GET", f"/jobs/{job_id}", submission.intent.client)
         if answer is None:
             return
@@ -167,7 +170,7 @@ class Customers:
         if answer.status_code != 200:
             return
         job = answer.json()
-        self._ledger.seen(job_id, job["status"])
+        self._ledger.seen(job_id, job["status"], asked=asked)
         if job["error"] is not None and _INTERNAL.search(str(job["error"])):
             self._ledger.violated("leaked causes", f"job {job_id}: {job['error']}")
         if job["status"] == "succeeded" and rng.random() < 0.1 and not submission.expired:
@@ -218,11 +221,12 @@ class Customers:
     def _cancel(self, submission: Submission) -> None:
         for job_id in submission.job_ids:
             for _ in range(20):
+                asked = time.monotonic()
                 answer = self._call("POST", f"/jobs/{job_id}/cancel", submission.intent.client)
                 if answer is not None and answer.status_code == 202:
                     submission.cancel_accepted = True
                     self._ledger.count("cancels accepted")
-                    self._ledger.seen(job_id, answer.json()["status"])
+                    self._ledger.seen(job_id, answer.json()["status"], asked=asked)
                     break
                 if answer is not None and answer.status_code == 404 and not submission.purged:
                     self._ledger.violated("lost", f"job {job_id} was not found to be cancelled")

@@ -52,7 +52,7 @@ class Ledger:
         self.unfinished = 0
         """Jobs that wait or run, when they were last counted."""
         self._by_job: dict[str, Submission] = {}
-        self._final: dict[str, str] = {}
+        self._final: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
         self.started = time.monotonic()
 
@@ -77,14 +77,15 @@ class Ledger:
             submission.job_ids.add(job_id)
             self._by_job[job_id] = submission
 
-    def seen(self, job_id: str, status: str) -> None:
-        """A status that the API answered: what has ended stays as it ended."""
+    def seen(self, job_id: str, status: str, *, asked: float) -> None:
+        """A status that the API answered to a question of that time: what has ended stays so."""
         with self._lock:
-            before = self._final.get(job_id)
+            before, since = self._final.get(job_id, (status, 0.0))
             submission = self._by_job.get(job_id)
             if status in ("succeeded", "failed", "cancelled"):
-                self._final[job_id] = status
-            changed = before is not None and before != status
+                self._final[job_id] = (status, time.monotonic())
+            # An answer can be overtaken by that to a later question.
+            changed = before != status and asked > since
             if changed and not (submission and submission.retried):
                 self.violations["forbidden transitions"].append(
                     f"job {job_id} was {before} and then {status}"

@@ -73,9 +73,9 @@ def _intent(number: int, options: Options, run_id: str, rng: random.Random) -> I
 
 def _work(rng: random.Random) -> tuple[str, dict[str, Any]]:
     draw = rng.random()
-    if draw < 0.08:
+    if draw < 0.1:
         return "slow_numbers", {"rows": rng.choice((500, 600))}
-    if draw < 0.17:
+    if draw < 0.18:
         return "flights", rng.choice(_LONG)
     if draw < 0.22:
         return "aircraft_rotations", {"min_days": rng.choice((5, 20))}

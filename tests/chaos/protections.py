@@ -33,13 +33,14 @@ PROTECTIONS = {
     ),
     "dispatcher": Removal(meaning="nobody rings again, rescues and cleans up", dispatcher=False),
     "unique-key": Removal(
-        meaning="the database does not hold idempotency keys to be unique",
+        meaning="an insert looks for the key, but nothing in the database holds keys to be unique",
         edits=(
             (
                 "job_store.py",
                 r"ON CONFLICT \(client_id, idempotency_key\) WHERE idempotency_key IS NOT NULL"
                 r" DO NOTHING",
-                "",
+                "AND NOT EXISTS (SELECT 1 FROM jobplatform.jobs AS k WHERE k.client_id = :client_id"
+                " AND k.idempotency_key = CAST(:idempotency_key AS text))",
             ),
         ),
         statements=("DROP INDEX jobplatform.jobs_idempotency_key",),

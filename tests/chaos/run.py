@@ -2,11 +2,13 @@
 
 import contextlib
 import pathlib
+import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 
+from infra.local import paths
 from infra.local.up import LocalTarget
 from tests.chaos import plan, protections, report, under_test
 from tests.chaos.checks import Checks
@@ -19,6 +21,8 @@ from tests.chaos.troubles import Troubles
 _SETTLE_SECONDS = 60.0
 _SETTLE_SECONDS_PER_JOB = 1.5
 _CLEANINGS = 20
+_FEW_LEFT = 0.05
+"""Of all jobs; when no more than these wait or run, the troubles end."""
 
 
 def run(options: Options, screen: report.Screen) -> Ledger:
@@ -36,7 +40,11 @@ def run(options: Options, screen: report.Screen) -> Ledger:
         )
         screen.now("starting the embedded target and deploying onto it")
         with target:
-            return _Run(options, screen, target, faults_file).run()
+            run = _Run(options, screen, target, faults_file)
+            try:
+                return run.run()
+            finally:
+                run.keep_logs(folder)
 
 
 class _Run:
@@ -75,10 +83,11 @@ class _Run:
         try:
             self._customers.start()
             self._troubles.start()
-            while not self._customers.all_sent:
+            until = time.monotonic() + self._options.minutes * 60
+            while time.monotonic() < until and not self._is_nearly_over():
                 self._show("")
                 time.sleep(0.5)
-            self._screen.say(f"  everything was sent: {self._state_line()}")
+            self._screen.say(f"  no more troubles: {self._state_line()}")
             self._troubles.stop()
             self._settle()
             self._customers.stop()
@@ -92,6 +101,14 @@ class _Run:
             self._customers.close()
         return self._ledger
 
+    def keep_logs(self, folder: pathlib.Path) -> None:
+        """What the functions said and which faults they met, for whoever looks for the cause."""
+        kept = paths.ROOT / ".local" / "chaos"
+        kept.mkdir(parents=True, exist_ok=True)
+        for log in (folder / "state" / "ministack.log", folder / "faults.json.log"):
+            if log.exists():
+                shutil.copyfile(log, kept / log.name)
+
     def states(self) -> dict[str, int]:
         rows = self._platform.sql(
             "SELECT status, count(*) FROM jobplatform.jobs WHERE metadata ? 'submission'"
@@ -100,6 +117,10 @@ class _Run:
         states = {str(status): int(number) for status, number in rows}
         self._ledger.unfinished = states.get("queued", 0) + states.get("running", 0)
         return states
+
+    def _is_nearly_over(self) -> bool:
+        few = self._options.jobs * _FEW_LEFT
+        return self._customers.all_sent and self._ledger.unfinished <= few
 
     def _state_line(self) -> str:
         states: dict[str, int] = {}

@@ -15,9 +15,10 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.servers import Database, Functions
 from tests.chaos.under_test import LEASE_SECONDS, UnderTest
 
-_PAUSE = LEASE_SECONDS + 3.0
+_PAUSE = LEASE_SECONDS + 5.0
+"""Long enough for the next attempt to have begun."""
 _OUTAGE = (1.5, 4.0)
-_BETWEEN = (0.4, 2.0)
+_BETWEEN = (0.3, 2.0)
 """Seconds between one trouble and the next."""
 
 # Of every visit of a point, in every function, all the time. Names and actions: jobplatform.faults.
@@ -35,7 +36,7 @@ _ALWAYS: tuple[dict[str, Any], ...] = (
     {"at": "upload.*", "action": "pause", "probability": 0.006, "seconds": _PAUSE},
     {"at": "publish.*", "action": "kill", "probability": 0.015},
     {"at": "publish.*", "action": "raise", "probability": 0.015},
-    {"at": "publish.*", "action": "pause", "probability": 0.008, "seconds": _PAUSE},
+    {"at": "publish.before", "action": "pause", "probability": 0.02, "seconds": _PAUSE},
     {"at": "heartbeat", "action": "raise", "probability": 0.05},
     {"at": "heartbeat", "action": "delay", "probability": 0.05, "seconds": 2.0},
     {"at": "dispatch.*", "action": "kill", "probability": 0.02},
@@ -82,9 +83,10 @@ class Troubles:
             (5, self._kill_worker),
             (2, self._kill_other_function),
             (4, self._pause_worker),
-            (2, self._kill_session),
+            (1, self._kill_session),
             (2, self._restart_database),
             (3, self._outage),
+            (3, self._silence),
             (4, self._mix_up_doorbells),
             (3, self._ring_for_nothing),
             (2, self._end_leases_early),
@@ -186,6 +188,17 @@ class Troubles:
             self._stopped.wait(self._rng.uniform(*_OUTAGE))
         finally:
             del self._outages[service]
+            self._write_script()
+
+    def _silence(self) -> None:
+        """Workers go on, but nothing is heard of them: as where only their way here is cut."""
+        self._outages["heartbeat"] = {"at": "heartbeat", "action": "raise", "probability": 1}
+        self._write_script()
+        self._ledger.count("silences")
+        try:
+            self._stopped.wait(LEASE_SECONDS + self._rng.uniform(1, 4))
+        finally:
+            del self._outages["heartbeat"]
             self._write_script()
 
     def _write_script(self) -> None:

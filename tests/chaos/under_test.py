@@ -29,7 +29,7 @@ SETTINGS = {
     "JOBS_RING_AHEAD": "PT5S",
     "JOBS_WORKER_LIFE": "PT90S",
     "RESULTS_UPLOAD_TTL": "PT1S",
-    "WORKER_DRAIN_FOR": "PT2S",
+    "WORKER_DRAIN_FOR": "PT4S",
     "WORKER_PART_BYTES": str(5 * 2**20),
 }
 _FUNCTIONS = ("Api", "Worker", "Dispatcher", "Purge", "Admin")

@@ -1,0 +1,20 @@
+"""A short chaos run: everything that `make chaos` does, with few jobs and a fixed seed."""
+
+import pytest
+from rich.console import Console
+
+from tests.chaos import options, report, run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+
+def test_no_promise_is_broken_whatever_breaks() -> None:
+    wanted = options.parse(["--seed", "20", "--jobs", "40", "--minutes", "0.6"], {})
+
+    with report.Screen(Console()) as screen:
+        ledger = run.run(wanted, screen)
+
+    assert report.violations(ledger) == []
+    assert ledger.counts["accepted"] > 0
+    assert ledger.counts["results compared"] > 0
+    assert ledger.counts["kills"] + ledger.counts["other faults"] > 0
