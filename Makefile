@@ -10,7 +10,7 @@ PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-fast e2e check up down status demo synth lock bench chaos
+.PHONY: help setup lint test test-fast e2e check up down status demo synth openapi lock bench chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ check: test ## what CI runs
 
 synth: setup ## CloudFormation templates into cdk.out: make synth TARGET=aws|localstack|embedded
 	$(PY) -m infra.local.cdk synth --quiet --context target=$(TARGET)
+
+openapi: setup ## write docs/openapi.json anew
+	@$(PY) -m tests.helpers.openapi
 
 bench: setup ## measure: make bench, make bench BENCH="export submit" ROWS=400000 ROUNDS=3
 	$(PY) -m tests.benchmarks $(BENCH) $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))

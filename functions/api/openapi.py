@@ -22,6 +22,7 @@ DESCRIPTION = (
 )
 _HTML = "text/html; charset=utf-8"
 _SCHEME = "ApiKey"
+_PUBLIC = ("/health",)
 _REFERENCE = "#/components/schemas/"
 
 
@@ -65,11 +66,13 @@ def document(app: APIGatewayRestResolver, version: str) -> dict[str, Any]:
         operation = found["paths"].get(route.openapi_path, {}).get(route.method.lower())
         if operation:
             operation["description"] = inspect.getdoc(route.func)
+            if route.openapi_path in _PUBLIC:
+                operation["security"] = []
             operation["responses"] = _own_responses(operation["responses"])
             for parameter in operation.get("parameters", []):
                 _leave_out_null(parameter["schema"])
     schemas = found["components"]["schemas"]
-    for name in ("HTTPValidationError", "ValidationError"):
+    for name in ("HTTPValidationError", "ResponseValidationError", "ValidationError"):
         schemas.pop(name, None)
     problem = views.Problem.model_json_schema(ref_template=_REFERENCE + "{model}")
     schemas.update(problem.pop("$defs"))

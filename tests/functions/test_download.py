@@ -10,6 +10,7 @@ import pytest
 from jobplatform import aws, jobs
 from tests.helpers import lambdas, store
 from tests.helpers.api import Answer, Api
+from tests.helpers.events import load_event
 
 MINUTE = dt.timedelta(minutes=1)
 
@@ -60,6 +61,19 @@ def test_download_is_a_redirect_to_the_result(api: Api) -> None:
     assert answer.json["url"] == url
 
 
+def test_url_as_json_as_the_event_in_events_asks_for_it(api: Api) -> None:
+    job_id = succeeded(api)
+    event = load_event(
+        "api_download_result",
+        headers={"x-api-key": api.key},
+        multiValueHeaders={"x-api-key": [api.key]},
+        path=f"/jobs/{job_id}/download",
+        pathParameters={"proxy": f"{job_id}/download"},
+    )
+
+    assert api.send(event).status == 200
+
+
 @pytest.mark.parametrize("value", ["false", "0", "no"])
 def test_url_as_json(api: Api, value: str) -> None:
     job_id = succeeded(api)
@@ -72,6 +86,21 @@ def test_url_as_json(api: Api, value: str) -> None:
     assert answer.json["bytes"] == 1234
     assert answer.json["sha256"] == "ab" * 32
     assert answer.json["filename"] == f"flights-{job_id}.csv"
+
+
+def test_manifest_has_a_url_of_the_same_life_beside_the_results(api: Api) -> None:
+    job_id = succeeded(api)
+
+    answer = ask(api, job_id, redirect="false")
+
+    url, manifest_url = answer.json["url"], answer.json["manifest_url"]
+    path = urllib.parse.urlsplit(url).path
+    assert urllib.parse.urlsplit(manifest_url).path == path + ".manifest.json"
+    assert life(manifest_url) == life(url)
+    assert abs(expires_at(answer) - ends(manifest_url)) <= dt.timedelta(seconds=1)
+    assert signed(manifest_url)["response-content-type"] == "application/json"
+    name = f"flights-{job_id}.csv.manifest.json"
+    assert name in signed(manifest_url)["response-content-disposition"]
 
 
 @pytest.mark.parametrize(

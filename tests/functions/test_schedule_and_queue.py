@@ -17,7 +17,7 @@ from tests.helpers.api import Api
 from tests.helpers.events import load_event
 from tests.helpers.platform import Context
 
-FIRST, SECOND = "059f36b4-87a3-44ab-83d2-661970000001", "059f36b4-87a3-44ab-83d2-661970000002"
+FIRST, SECOND = "059f36b4-87a3-44ab-83d2-66197ab00001", "059f36b4-87a3-44ab-83d2-66197ab00002"
 
 
 @pytest.fixture
