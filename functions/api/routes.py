@@ -176,6 +176,7 @@ def download(
     )
     view = views.DownloadView(
         url=found.url,
+        manifest_url=found.manifest_url,
         expires_at=found.expires_at,
         filename=found.filename,
         content_type=found.content_type,

@@ -185,9 +185,11 @@ class JobPage(_View):
 
 
 class DownloadView(_View):
-    """Where a result can be fetched, and until when that works."""
+    """Where a result and its manifest can be fetched, and until when that works."""
 
     url: str
+    manifest_url: str
+    """JSON: what was asked for, and rows, bytes and SHA-256 of each part."""
     expires_at: dt.datetime
     filename: str
     content_type: str

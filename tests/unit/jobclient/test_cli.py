@@ -394,6 +394,24 @@ def test_download_says_how_much_was_there_already(jobctl, result, tmp_path):
     }
 
 
+def test_download_saves_the_manifest_that_verify_takes(server, jobctl, result, tmp_path):
+    manifest = RESULT | {"rows": 2, "parts": [], "manifest_version": 1, "job_id": JOB["id"]}
+    manifest["rows"] = max(0, CONTENT.count(b"\n") - 1)
+    ticket = {"url": f"{server.url}/object", "filename": "flights.csv", **RESULT}
+    ticket["manifest_url"] = f"{server.url}/manifest"
+    server.on("GET", f"{PATH}/download", Reply(body=ticket))
+    server.on("GET", "/manifest", Reply(body=manifest))
+
+    run = jobctl("download", JOB["id"], "-o", tmp_path, "--manifest")
+
+    file, saved = tmp_path / "flights.csv", tmp_path / "flights.csv.manifest.json"
+    assert run.code == ExitCode.DONE
+    assert str(saved) in run.out
+    assert jobctl("verify", file, saved).code == ExitCode.DONE
+    run = jobctl("download", JOB["id"], "-o", tmp_path, "--manifest", "--json")
+    assert json.loads(run.out)["manifest"] == str(saved)
+
+
 def test_download_of_wrong_bytes_leaves_nothing(server, jobctl, result, tmp_path):
     server.on("GET", "/object", stored(CONTENT[:-1] + b"X"))
 

@@ -1,6 +1,7 @@
 """Downloads from a real HTTP server that breaks, expires and lies."""
 
 import hashlib
+import json
 import random
 
 import pytest
@@ -369,3 +370,87 @@ def test_a_running_job_has_no_download_yet(server, client, tmp_path):
 
     with pytest.raises(errors.Conflict):
         client.download("job-1", tmp_path / "out.csv")
+
+
+# Manifests
+
+
+def manifest_of(content, **changes):
+    stated = {
+        "manifest_version": 1,
+        "job_id": "job-1",
+        "format": "csv",
+        "compression": "none",
+        "rows": 0,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "parts": [],
+    }
+    return json.dumps(stated | changes).encode()
+
+
+@pytest.fixture
+def manifest(server, ticket):
+    """Writes the route of the manifest, after answers that are given."""
+
+    def write(*replies):
+        ticket(manifest_url=f"{server.url}/bucket/manifest?X-Amz-Signature=a")
+        server.on("GET", "/bucket/manifest", *replies)
+
+    return write
+
+
+def test_a_manifest_is_saved_as_it_is_stored(server, client, manifest, tmp_path):
+    manifest(Reply(body=manifest_of(CONTENT)))
+
+    client.download_manifest("job-1", tmp_path / "out.json")
+
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+    assert (tmp_path / "out.json").read_bytes() == manifest_of(CONTENT)
+    (fetched,) = server.seen("GET", "/bucket/manifest")
+    assert "x-api-key" not in fetched.headers
+
+
+def test_a_manifest_that_s3_refuses_is_asked_for_again_with_a_new_url(
+    server, client, manifest, tmp_path
+):
+    manifest(Reply(status=403, body=b"<Code>AccessDenied</Code>"), Reply(body=manifest_of(CONTENT)))
+
+    client.download_manifest("job-1", tmp_path / "out.json")
+
+    assert len(server.seen("GET", "/prod/jobs/job-1/download")) == 2
+    assert (tmp_path / "out.json").exists()
+
+
+def test_a_manifest_that_s3_keeps_refusing_is_an_error(client, manifest, tmp_path):
+    manifest(Reply(status=403, body=b"<Code>AccessDenied</Code><Message>No</Message>"))
+
+    with pytest.raises(errors.StorageRefused, match="AccessDenied: No"):
+        client.download_manifest("job-1", tmp_path / "out.json")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_of_another_file_is_not_saved(client, manifest, tmp_path):
+    manifest(Reply(body=manifest_of(CONTENT, sha256="0" * 64)))
+
+    with pytest.raises(errors.ChecksumMismatch, match="another file"):
+        client.download_manifest("job-1", tmp_path / "out.json")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_manifest_is_not_saved(client, manifest, tmp_path):
+    manifest(Reply(body=b"<html>"))
+
+    with pytest.raises(errors.UnexpectedAnswer, match="no manifest"):
+        client.download_manifest("job-1", tmp_path / "out.json")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_platform_without_manifests_is_told_apart(client, ticket, tmp_path):
+    ticket()
+
+    with pytest.raises(errors.UnexpectedAnswer, match="does not hand out manifests"):
+        client.download_manifest("job-1", tmp_path / "out.json")

@@ -237,6 +237,19 @@ class Client:
             self.get(job_id).raise_for_status()
             raise
 
+    def download_manifest(self, job_id: str, path: Path | str) -> None:
+        """Saves the manifest of the result to a file, for `manifests.verify`.
+
+        Raises as `download` does, and `UnexpectedAnswer` where the platform hands out no manifests.
+        """
+        downloads.download_manifest(
+            lambda: self.ticket(job_id),
+            Path(path),
+            http=self._http,
+            retry=self._retry,
+            sleep=self._sleep,
+        )
+
     # The catalogue and the platform
 
     def templates(self) -> builtins.list[models.Template]:

@@ -51,6 +51,10 @@ Output = Annotated[
         "--output", "-o", metavar="PATH", help="File or folder; an existing file is replaced."
     ),
 ]
+WithManifest = Annotated[
+    bool,
+    typer.Option("--manifest", help="Save the result's manifest beside it, for `jobctl verify`."),
+]
 
 
 @app.command()
@@ -198,15 +202,30 @@ def wait(url: Url, key: Key, job_id: JobId, timeout: Timeout = None, json_: Json
 
 
 @app.command()
-def download(url: Url, key: Key, job_id: JobId, path: Output = None, json_: Json = False) -> None:
+def download(
+    url: Url,
+    key: Key,
+    job_id: JobId,
+    path: Output = None,
+    manifest: WithManifest = False,
+    json_: Json = False,
+) -> None:
     """Download a result. Goes on where an earlier try broke off."""
     path = _file_path(path)
+    manifest_path = None
     with _client(url, key) as jobs:
         done = _download(jobs, job_id, path or Path())
+        if manifest:
+            manifest_path = done.path.with_name(done.path.name + ".manifest.json")
+            with _usage():
+                jobs.download_manifest(job_id, manifest_path)
     if json_:
-        output.as_json(_file_facts(done))
-    else:
-        _print_download(done)
+        facts = {"manifest": str(manifest_path)} if manifest_path else {}
+        output.as_json({**_file_facts(done), **facts})
+        return
+    _print_download(done)
+    if manifest_path:
+        output.line(f"{manifest_path}: its manifest, for jobctl verify")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+import pydantic
 
 from jobclient import errors, models, retries
 
@@ -66,6 +67,53 @@ def download(
         ) from None
     os.replace(part, path)
     return Download(path=path, bytes=file.size, sha256=file.sha256, resumed_from=file.found)
+
+
+def download_manifest(
+    mint: Callable[[], models.Ticket],
+    path: Path,
+    *,
+    http: httpx.Client,
+    retry: retries.Retry,
+    sleep: Callable[[float], None],
+) -> None:
+    """Saves the manifest that `mint`'s presigned URLs point to, as it is stored.
+
+    Raises `UnexpectedAnswer` where there is none, `ChecksumMismatch` where it is another result's,
+    and `TransportError` or `StorageRefused` when the tries run out.
+    """
+    for failures in range(1, retry.attempts + 1):
+        ticket = mint()
+        if ticket.manifest_url is None:
+            raise errors.UnexpectedAnswer("This platform does not hand out manifests")
+        try:
+            response = http.get(ticket.manifest_url, follow_redirects=True)
+            if response.status_code != 200:
+                raise _storage_refused(response.status_code, response.text, response.reason_phrase)
+            break
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            failure: errors.JobClientError = errors.TransportError(
+                f"The download broke off: {error or type(error).__name__}"
+            )
+            failure.__cause__ = error
+        except errors.StorageRefused as error:
+            failure = error
+        if failures == retry.attempts:
+            raise failure
+        sleep(retry.backoff(failures))
+    try:
+        stated = models.Manifest.model_validate_json(response.content)
+    except pydantic.ValidationError as error:
+        raise errors.UnexpectedAnswer("S3 holds no manifest of a result under its URL") from error
+    if (stated.bytes, stated.sha256) != (ticket.bytes, ticket.sha256):
+        raise errors.ChecksumMismatch(
+            f"The manifest is of another file than the result: {stated.bytes} bytes with SHA-256 "
+            f"{stated.sha256} instead of {ticket.bytes} bytes with {ticket.sha256}. Tell the "
+            "operator."
+        )
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(response.content)
+    os.replace(part, path)
 
 
 class _Mismatch(Exception):
@@ -207,13 +255,7 @@ class _Fetch:
             self._file.restart()
             self._etag = None
         text = response.read()[:2000].decode(errors="replace")
-        code = re.search(r"<Code>([^<]*)</Code>", text)
-        message = re.search(r"<Message>([^<]*)</Message>", text)
-        raise errors.StorageRefused(
-            response.status_code,
-            ": ".join(found.group(1) for found in (code, message) if found)
-            or response.reason_phrase,
-        )
+        raise _storage_refused(response.status_code, text, response.reason_phrase)
 
     def _renew(self) -> None:
         ticket = self._mint()
@@ -221,6 +263,14 @@ class _Fetch:
             self._file.restart()
             self._etag = None
         self.ticket = ticket
+
+
+def _storage_refused(status: int, text: str, phrase: str) -> errors.StorageRefused:
+    """With what S3 says in its XML, where it does."""
+    code = re.search(r"<Code>([^<]*)</Code>", text[:2000])
+    message = re.search(r"<Message>([^<]*)</Message>", text[:2000])
+    said = ": ".join(found.group(1) for found in (code, message) if found)
+    return errors.StorageRefused(status, said or phrase)
 
 
 def _continues(response: httpx.Response, start: int) -> bool:

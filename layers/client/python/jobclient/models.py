@@ -122,6 +122,8 @@ class Ticket(_Answer):
     filename: str = ""
     expires_at: datetime | None = None
     content_type: str | None = None
+    manifest_url: str | None = None
+    """Presigned too; None: this platform does not hand out manifests."""
 
 
 class Health(_Answer):

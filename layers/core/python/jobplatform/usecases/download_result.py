@@ -11,9 +11,10 @@ from jobplatform import database, errors, job_store, jobs, results
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Download:
-    """Where a result is, and until when that address works."""
+    """Where a result and its manifest are, and until when these addresses work."""
 
     url: str
+    manifest_url: str
     expires_at: dt.datetime
     filename: str
     content_type: str
@@ -47,16 +48,22 @@ def download_result(
     filename = f"{job.template_name}-{job.id}.{job.result.key.rsplit('/', 1)[-1].partition('.')[2]}"
     gzip = job.compression is jobs.Compression.GZIP
     content_type = "application/gzip" if gzip else job.format.content_type
+    ask = min(url_ttl, job.result.expires_at - now)
     url, expires_at = bucket.presign(
-        job.result.key,
-        filename=filename,
-        content_type=content_type,
-        ask=min(url_ttl, job.result.expires_at - now),
+        job.result.key, filename=filename, content_type=content_type, ask=ask, now=now
+    )
+    manifest_url, manifest_expires_at = bucket.presign(
+        results.manifest_key(job.result.key),
+        filename=results.manifest_key(filename),
+        content_type="application/json",
+        ask=ask,
         now=now,
     )
     return Download(
         url=url,
-        expires_at=expires_at,
+        manifest_url=manifest_url,
+        # Credentials that are renewed between the two would make them differ.
+        expires_at=min(expires_at, manifest_expires_at),
         filename=filename,
         content_type=content_type,
         bytes=job.result.bytes,
