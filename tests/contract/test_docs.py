@@ -230,6 +230,12 @@ def test_the_example_of_a_job_has_the_fields_that_a_job_has() -> None:
     assert example["result"].keys() == views.ResultView.model_fields.keys()
 
 
+def test_the_example_of_a_download_has_the_fields_that_a_download_has() -> None:
+    example = json.loads(API.section("Download a result").split("```json\n")[1].split("```")[0])
+
+    assert example.keys() == views.DownloadView.model_fields.keys()
+
+
 def test_the_fields_of_a_submit_and_the_formats_are_documented() -> None:
     fields = {row[0].strip("`") for row in API.rows("Submit a job")}
     formats = {row[0].strip("`") for row in API.rows("Formats")}
