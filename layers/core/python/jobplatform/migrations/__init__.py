@@ -13,12 +13,15 @@ from alembic import migration, script, util
 
 from jobplatform import tables
 
+LOCK_TIMEOUT = "5s"
+"""How long a migration waits for a table: every submit would queue behind it."""
+
 
 def config(engine: sa.Engine) -> alembic.config.Config:
     settings = alembic.config.Config()
     settings.set_main_option("script_location", str(Path(__file__).parent))
     settings.set_main_option("path_separator", "os")
-    settings.attributes["engine"] = engine
+    settings.attributes.update(engine=engine, lock_timeout=LOCK_TIMEOUT)
     return settings
 
 

@@ -13,9 +13,11 @@ def run() -> None:
     with engine.connect() as connection:
         connection.execute(sa.text("SET statement_timeout = 0"))
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-        # From here on: a migration that cannot lock a table soon gives up rather than queue every
-        # submit behind it. Another migration is worth waiting for.
-        connection.execute(sa.text("SET lock_timeout = '5s'"))
+        # From here on, for tables: another migration is worth waiting for.
+        connection.execute(
+            sa.text("SELECT set_config('lock_timeout', :limit, false)"),
+            {"limit": context.config.attributes["lock_timeout"]},
+        )
         connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {tables.SCHEMA}"))
         connection.commit()
         context.configure(
