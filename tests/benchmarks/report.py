@@ -80,6 +80,21 @@ class Report:
             )
         return table
 
+    def markdown(self) -> str:
+        """The table as docs/explanation/performance.md shows it."""
+        lines = [
+            "| | ratio | goal | | single rounds | ours | theirs |",
+            "|---|--:|--:|---|---|--:|--:|",
+        ]
+        for result in self.results:
+            low, high = result.spread
+            held = {None: "", True: "✓", False: "✗"}[result.holds]
+            lines.append(
+                f"| {result.name} | {result.ratio:.2f} | {result.goal or ''} | {held}"
+                f" | {low:.2f}-{high:.2f} | {result.ours} | {result.theirs} |"
+            )
+        return "\n".join(lines) + "\n"
+
     def finish(self, folder: Path) -> None:
         """Prints the whole table and writes the files."""
         self._live.stop()
@@ -92,11 +107,18 @@ class Report:
         (folder / "bench.json").write_text(json.dumps(summaries, indent=1) + "\n")
         (folder / "bench-details.json").write_text(json.dumps(self._details(), indent=1) + "\n")
         (folder / "bench.svg").write_text(plot.svg(self.results))
+        (folder / "bench.md").write_text(self.markdown())
+        if self._load[0] > 0.5 * (os.cpu_count() or 1):
+            self._console.print(
+                f"  [yellow]Others were at work here (load {self._load[0]:.1f} at the start):"
+                " the ratios are not to be trusted.[/]",
+                highlight=False,
+            )
         held = [result for result in self.results if result.goal is not None]
         good = sum(bool(result.holds) for result in held)
         self._console.print(
             f"\n  {good} of {len(held)} goals hold. "
-            f"{folder}/bench.json, bench-details.json, bench.svg",
+            f"{folder}/bench.json, bench-details.json, bench.svg, bench.md",
             highlight=False,
             soft_wrap=True,
         )
