@@ -245,7 +245,6 @@ def template(
     operation_id="get_health",
     tags=["service"],
     responses=views.health_answers(),
-    security=[],
 )
 def health() -> Response[views.Health]:
     """Needs no key. Checks the database with one query."""
