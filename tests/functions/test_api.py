@@ -2,14 +2,16 @@
 
 import datetime as dt
 import json
+import time
 import urllib.parse
 import uuid
 
 import pytest
 
 from functions.api import resources
-from jobplatform import jobs, plans, problems, queue
+from jobplatform import errors, jobs, plans, problems, queue
 from jobplatform.observability import logger
+from jobplatform.usecases import list_jobs
 from tests.helpers import lambdas, store
 from tests.helpers.api import Answer, Api, count_jobs, operations
 from tests.helpers.events import load_event
@@ -199,6 +201,45 @@ def test_wait_answers_at_once_for_a_job_that_has_ended(api: Api) -> None:
     answer = sent(api, "api_get_job", job_id=job_id)
 
     assert (answer.status, answer.json["status"]) == (200, "cancelled")
+
+
+def test_wait_ends_when_the_job_does(api: Api) -> None:
+    job_id = uuid.UUID(api.submit().json["id"])
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            store.cancel(api.engine, job_id)
+
+    found = list_jobs.get_job(
+        job_id, client_id=api.client_id, engine=api.engine, wait=20, pause=pause
+    )
+
+    assert found.status is jobs.JobStatus.CANCELLED
+    assert len(pauses) == 3
+    assert max(pauses) <= 0.5
+
+
+def test_wait_for_a_job_that_does_not_end_ends_in_time(api: Api) -> None:
+    job_id = api.submit().json["id"]
+    began = time.monotonic()
+
+    answer = api.call("GET", f"/jobs/{job_id}", query={"wait": "1"})
+
+    assert (answer.status, answer.json["status"]) == (200, "queued")
+    assert 1 <= time.monotonic() - began < 5
+
+
+def test_wait_for_a_job_that_is_purged_meanwhile(api: Api) -> None:
+    job_id = uuid.UUID(api.submit().json["id"])
+
+    def pause(seconds: float) -> None:
+        with api.engine.begin() as conn:
+            conn.exec_driver_sql("DELETE FROM jobplatform.jobs")
+
+    with pytest.raises(errors.JobNotFound):
+        list_jobs.get_job(job_id, client_id=api.client_id, engine=api.engine, wait=20, pause=pause)
 
 
 def test_cancel_ends_a_queued_job_at_once_and_twice_is_the_same(api: Api) -> None:

@@ -103,21 +103,6 @@ def test_manifest_has_a_url_of_the_same_life_beside_the_results(api: Api) -> Non
     assert name in signed(manifest_url)["response-content-disposition"]
 
 
-def test_manifest_has_a_url_of_the_same_life_beside_the_results(api: Api) -> None:
-    job_id = succeeded(api)
-
-    answer = ask(api, job_id, redirect="false")
-
-    url, manifest_url = answer.json["url"], answer.json["manifest_url"]
-    path = urllib.parse.urlsplit(url).path
-    assert urllib.parse.urlsplit(manifest_url).path == path + ".manifest.json"
-    assert life(manifest_url) == life(url)
-    assert abs(expires_at(answer) - ends(manifest_url)) <= dt.timedelta(seconds=1)
-    assert signed(manifest_url)["response-content-type"] == "application/json"
-    name = f"flights-{job_id}.csv.manifest.json"
-    assert name in signed(manifest_url)["response-content-disposition"]
-
-
 @pytest.mark.parametrize(
     ("format_", "compression", "ending", "content_type"),
     [
