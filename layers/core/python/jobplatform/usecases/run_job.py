@@ -128,6 +128,8 @@ class _Attempt:
         self.export: exporting.Export | None = None
         self.holder: exporting.Session | None = None
         self.interrupted: errors.ExecutionError | None = None
+        self._template_version = job.template_version
+        self._started_over = False
         self._resumed_parts = 0
         self._saved_parts = 0
         self._live = False
@@ -174,6 +176,7 @@ class _Attempt:
 
     def _export(self, template: templating.Template, params: pydantic.BaseModel) -> results.Stored:
         self._live = template.consistency == "live"
+        self._template_version = template.version
         plan = plans.PLANS.get(self.job.plan)
         max_rows = _smallest(template.max_rows, plan.max_rows if plan else None)
         try:
@@ -245,6 +248,7 @@ class _Attempt:
                 raise errors.LeaseLost
         self.job = dataclasses.replace(self.job, checkpoint=None)
         self.upload_token = self.token
+        self._started_over = True
 
     def _open_writer(
         self,
@@ -291,15 +295,16 @@ class _Attempt:
             if saved is None:
                 self._discard()
             checkpoint = self._checkpoint(saved, snapshot)
-            # Without a new part there was no progress, and that may not go on for ever.
-            progress = self.writer.parts > self._resumed_parts
+            # Without a new part, or from the beginning again, there was no progress, and that may
+            # not go on for ever.
+            progress = self.writer.parts > self._resumed_parts and not self._started_over
             self._stop_heartbeat()
             self._check()
             if (
                 not progress
                 and jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays) is None
             ):
-                raise errors.ExportTooLong("not one part could be written within one invocation")
+                raise errors.ExportTooLong("no progress within one invocation")
             queued = self._requeue(
                 dt.timedelta(0),
                 "handed over",
@@ -331,7 +336,7 @@ class _Attempt:
         before = self.job.checkpoint or {}
         return {
             "upload_token": str(self.upload_token),
-            "template_version": self.job.template_version,
+            "template_version": self._template_version,
             "snapshot": snapshot,
             "position": self.export.position(saved.last_row).values,
             "as_of": self.export.as_of.isoformat(),
