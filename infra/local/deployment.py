@@ -29,7 +29,11 @@ class Deployment:
         return self._command(
             "cdk bootstrap",
             "bootstrap.log",
-            cdk.command("bootstrap", f"aws://{ACCOUNT}/{REGION}"),
+            # A folder of its own: the usual one is locked while anybody else synthesizes.
+            cdk.command(
+                *("bootstrap", f"aws://{ACCOUNT}/{REGION}"),
+                *("--output", self._folder / "bootstrap.out"),
+            ),
         )
 
     def synth(self) -> Command:
