@@ -22,7 +22,6 @@ NOBODY = {
     "numpy",
     "pandas",
     "pkg_resources",
-    "pydantic.networks",
     "pydantic.v1",
     "setuptools",
     "sqlalchemy.dialects.mssql",
