@@ -11,6 +11,7 @@ saves the server parsing, and after some uses planning it. A pooler between us a
 keep prepared statements apart (PgBouncer does from 1.21 on).
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -65,6 +66,16 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         self._deferred.clear()
         if self._in_transaction:
             super().commit()
+
+    def close(self) -> None:
+        """pg8000 leaves the stream, and with it the socket, to the garbage collector."""
+        stream = self._sock
+        try:
+            super().close()
+        finally:
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()
 
     def rollback(self) -> None:
         self._deferred.clear()

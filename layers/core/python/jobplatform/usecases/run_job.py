@@ -465,7 +465,9 @@ class _Attempt:
     def _retry_or_fail(self, error: Exception) -> None:
         delay = jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays)
         state = database.sqlstate(error)
-        permanent = state is not None and not database.is_transient(error)
+        # Of its own database the platform has made ServiceUnavailable; this is the adopter's, where
+        # a write was refused because a template may only read.
+        permanent = state == "25006" or (state is not None and not database.is_transient(error))
         if delay is None or permanent:
             self._discard()
             code = "database_error" if state else "internal_error"
