@@ -228,7 +228,7 @@ def test_wait_for_a_job_that_does_not_end_ends_in_time(api: Api) -> None:
     answer = api.call("GET", f"/jobs/{job_id}", query={"wait": "1"})
 
     assert (answer.status, answer.json["status"]) == (200, "queued")
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 15
 
 
 def test_wait_for_a_job_that_is_purged_meanwhile(api: Api) -> None:

@@ -97,7 +97,7 @@ def test_manifest_has_a_url_of_the_same_life_beside_the_results(api: Api) -> Non
     path = urllib.parse.urlsplit(url).path
     assert urllib.parse.urlsplit(manifest_url).path == path + ".manifest.json"
     assert life(manifest_url) == life(url)
-    assert abs(expires_at(answer) - ends(manifest_url)) <= dt.timedelta(seconds=1)
+    assert expires_at(answer) <= ends(manifest_url)
     assert signed(manifest_url)["response-content-type"] == "application/json"
     name = f"flights-{job_id}.csv.manifest.json"
     assert name in signed(manifest_url)["response-content-disposition"]
@@ -132,7 +132,8 @@ def test_url_lives_for_a_quarter_of_an_hour_and_says_so(api: Api) -> None:
     answer = ask(api, succeeded(api), redirect="false")
 
     assert life(answer.json["url"]) == 900
-    assert abs(expires_at(answer) - ends(answer.json["url"])) <= dt.timedelta(seconds=2)
+    late = ends(answer.json["url"]) - expires_at(answer)
+    assert dt.timedelta(0) <= late < dt.timedelta(seconds=10), "never later than it is true"
 
 
 def test_every_request_mints_another_url_and_none_is_kept(api: Api) -> None:

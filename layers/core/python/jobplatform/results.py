@@ -95,7 +95,8 @@ class Bucket:
             },
             ExpiresIn=seconds,
         )
-        return str(url), now + dt.timedelta(seconds=seconds)
+        # A signature counts from a whole second.
+        return str(url), now.replace(microsecond=0) + dt.timedelta(seconds=seconds)
 
     def put_manifest(self, key: str, manifest: Mapping[str, Any]) -> None:
         self.client.put_object(
