@@ -31,7 +31,8 @@ PlatformError
     │   ├── TemplateRejected
     │   ├── ExportTooLong
     │   ├── QueryTooLong
-    │   └── ResultTooLarge
+    │   ├── ResultTooLarge
+    │   └── SnapshotTooOld
     ├── LeaseLost                another attempt owns the job; touch nothing
     └── CancelRequested          the client wants it no more
 
@@ -263,6 +264,13 @@ class QueryTooLong(PermanentFailure):
 
     code = "query_too_long"
     safe_message = "The report's query takes longer than it may; narrow the parameters."
+
+
+class SnapshotTooOld(PermanentFailure):
+    """The export needs its snapshot for longer than its template allows."""
+
+    code = "snapshot_too_old"
+    safe_message = "The report takes too long to make; narrow the parameters."
 
 
 class LeaseLost(ExecutionError):

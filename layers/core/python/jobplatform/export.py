@@ -7,17 +7,17 @@ snapshot alive until somebody else has taken it over.
 """
 
 import contextlib
-import csv
 import dataclasses
 import datetime as dt
 import json
 import queue
+import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 import sqlalchemy as sa
@@ -36,6 +36,14 @@ _BLOCKS_AHEAD = 64
 # Splitting is worth it while reading all ranges costs less than this many times reading at once.
 _SPLIT_COST = 3.0
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
+_MOST_RANGES = 100_000
+# How long to wait for a table that somebody changes. A session of an export that has begun waits
+# less: who wants to change the table may be waiting for that export.
+_LOCK_WAIT = dt.timedelta(minutes=2)
+_SIBLING_LOCK_WAIT = dt.timedelta(seconds=15)
+# One field as COPY writes it: in quotation marks, or without any.
+_field = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^,]*))(?:,|\Z)').match
+_LINE_END = b"\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +60,23 @@ class _Plan:
     cost: float
 
 
+class Snapshot(NamedTuple):
+    """A snapshot that other sessions can see while the one that shared it lives."""
+
+    name: str
+    identity: str
+    """Names come again after a restart of the server, and then name another snapshot."""
+
+
 class Session:
     """One connection in one read-only snapshot transaction; it never outlives its export.
 
-    With `snapshot` it sees what the session that exported it sees; raises `SnapshotLost` when that
+    With `snapshot` it sees what the session that shared it sees; raises `SnapshotLost` when that
     is no longer there.
     """
 
     def __init__(
-        self, address: Any, *, statement_timeout: dt.timedelta, snapshot: str | None = None
+        self, address: Any, *, statement_timeout: dt.timedelta, snapshot: Snapshot | None = None
     ) -> None:
         self._address = address
         self._timeout = statement_timeout
@@ -69,7 +85,8 @@ class Session:
         self.connection = database.connect(
             address,
             application_name="jobplatform-export",
-            statement_timeout=str(int(statement_timeout.total_seconds() * 1000)),
+            statement_timeout=_milliseconds(statement_timeout),
+            lock_timeout=_milliseconds(_SIBLING_LOCK_WAIT if snapshot else _LOCK_WAIT),
             # A session that holds a snapshot for others may be idle for as long as they need.
             idle_in_transaction_session_timeout="0",
             **sqltext.SESSION,
@@ -78,17 +95,27 @@ class Session:
             self.connection.register_in_adapter(oid, read)
         try:
             run = self.connection.run
+            # Also for those that hold a snapshot; PostgreSQL has it from version 17 on.
+            run(
+                "SELECT set_config('transaction_timeout', '0', false)"
+                " WHERE current_setting('transaction_timeout', true) IS NOT NULL"
+            )
             run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if snapshot is not None:
-                self._import(snapshot)
-            self.pid, self.as_of = run("SELECT pg_backend_pid(), now()")[0]
+                self._import(snapshot.name)
+            self.pid, self.as_of, self._identity = run(
+                "SELECT pg_backend_pid(), now(),"
+                " md5(concat(pg_postmaster_start_time(), pg_current_snapshot()))"
+            )[0]
+            if snapshot is not None and snapshot.identity != self._identity:
+                raise SnapshotLost
         except BaseException:
             self.close()
             raise
 
-    def _import(self, snapshot: str) -> None:
+    def _import(self, name: str) -> None:
         try:
-            self.connection.run(f"SET TRANSACTION SNAPSHOT {sqltext.quote(snapshot)}")
+            self.connection.run(f"SET TRANSACTION SNAPSHOT {sqltext.quote(name)}")
         except database.DriverError as error:
             # Undefined object or file: its holder has let go.
             if database.sqlstate(error) in {"22023", "42704", "58P01", "55000"}:
@@ -101,11 +128,12 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def share(self) -> str:
-        """A name by which other sessions can see the same snapshot while this one lives."""
-        return str(self.connection.run("SELECT pg_export_snapshot()")[0][0])
+    def share(self) -> Snapshot:
+        return Snapshot(
+            str(self.connection.run("SELECT pg_export_snapshot()")[0][0]), self._identity
+        )
 
-    def sibling(self, snapshot: str) -> "Session":
+    def sibling(self, snapshot: Snapshot) -> "Session":
         return Session(self._address, statement_timeout=self._timeout, snapshot=snapshot)
 
     def close(self) -> None:
@@ -209,7 +237,7 @@ class Export:
         *,
         format: ResultFormat,
         statement_timeout: dt.timedelta,
-        snapshot: str | None = None,
+        snapshot: Snapshot | None = None,
         after: Position | None = None,
         as_of: dt.datetime | None = None,
     ) -> None:
@@ -221,6 +249,10 @@ class Export:
         self._stopped = False
         self._sessions = [Session(address, statement_timeout=statement_timeout, snapshot=snapshot)]
         self.as_of: dt.datetime = as_of or self._sessions[0].as_of
+        self._began = time.monotonic()
+        # By the clock of the database, which took the snapshot.
+        self._age_before = self._sessions[0].as_of - self.as_of if snapshot else dt.timedelta(0)
+        self._continued = snapshot is not None
         self.columns: tuple[templating.Column, ...] = template.columns
         self.rows_estimated: int | None = None
         self.bytes_estimated: int | None = None
@@ -228,7 +260,7 @@ class Export:
         self._query = ""
         self._condition: str | None = None
         self._plan: _Plan | None = None
-        self._shared = ""
+        self._shared: Snapshot | None = None
 
     def __enter__(self) -> "Export":
         return self
@@ -241,11 +273,22 @@ class Export:
         """Whether the stream can be stopped at a row and continued behind it."""
         if not self._template.order or self._template.query is None:
             return False
-        # The formula guard may have changed a text, which then is no place to go on from.
-        guarded = self._format is ResultFormat.CSV_EXCEL
         kinds = {column.name: column.type for column in self.columns}
-        texts = [name for name in self._template.order if sqltext.may_hold_text(kinds[name])]
-        return not (guarded and texts)
+        order = [kinds[name] for name in self._template.order]
+        match self._format:
+            case ResultFormat.CSV_EXCEL:
+                # The guard may have changed a text, which then is no place to go on from.
+                return not any(map(sqltext.may_hold_text, order))
+            case ResultFormat.JSONL:
+                # Values in values: their JSON is not what PostgreSQL would read.
+                return not any(kind.endswith("]") or kind == "jsonb" for kind in order)
+            case _:
+                return True
+
+    @property
+    def snapshot_age(self) -> dt.timedelta:
+        """For how long the snapshot has been kept, by whomever."""
+        return self._age_before + dt.timedelta(seconds=time.monotonic() - self._began)
 
     def close(self) -> None:
         self._stopped = True
@@ -265,20 +308,37 @@ class Export:
         """A session that keeps the snapshot when this export is closed; the caller closes it.
 
         Works while the first session is in the middle of its COPY: the name under which it shares
-        its snapshot was taken before that.
+        its snapshot was taken before that. It keeps the tables from being changed, too: a snapshot
+        does not show what a table held before a TRUNCATE or a rewriting ALTER TABLE.
         """
-        return self._sessions[0].sibling(self._shared)
+        assert self._shared is not None
+        holder = self._sessions[0].sibling(self._shared)
+        try:
+            holder.run(f"SELECT FROM ({self._query}) AS q LIMIT 0")
+        except BaseException:
+            holder.close()
+            raise
+        return holder
 
     def position(self, last_row: bytes) -> Position:
-        """The place behind a row of this stream."""
-        text = last_row.decode()
+        """The place behind a row of this stream. Raises `errors.TemplateRejected` for a NULL."""
+        line = last_row.decode().removesuffix("\n").removesuffix("\r")
+        found: dict[str, str | None]
         if self._format is ResultFormat.JSONL:
             # Each JSON line was quoted for CSV only where that changes nothing.
-            found = json.loads(text, parse_int=str, parse_float=str)
-            return Position(tuple(str(found[name]) for name in self._template.order))
-        names = [column.name for column in self.columns]
-        values = next(csv.reader([text], strict=True))
-        return Position(tuple(values[names.index(name)] for name in self._template.order))
+            read = json.loads(line, parse_int=str, parse_float=str)
+            found = {key: None if value is None else str(value) for key, value in read.items()}
+        else:
+            found = dict(zip((column.name for column in self.columns), _fields(line), strict=True))
+        values: list[str] = []
+        for name in self._template.order:
+            value = found[name]
+            if value is None:
+                raise errors.TemplateRejected(
+                    f"template {self._template.name}: {name}, which its order names, is NULL"
+                )
+            values.append(value)
+        return Position(tuple(values))
 
     def prepare(self) -> None:
         """Finds out columns and an estimate of the size. Raises `errors.TemplateRejected`."""
@@ -301,7 +361,7 @@ class Export:
             )
         if order:
             self._shared = session.share()
-        self._condition = _behind(order, self._after, kinds)
+        self._condition = _from(order, self._after, kinds)
         self._plan = session.plan(_ordered(self._query, order, self._condition))
         self.rows_estimated, self.bytes_estimated = self._plan.rows, self._plan.bytes
 
@@ -317,7 +377,7 @@ class Export:
         if self._template.query is None:
             self._run_rows(write)
             return
-        write = self._without_header(write)
+        write = self._without_header(write) if self._after is None else self._behind(write)
         ranges = self._ranges()
         if ranges:
             self._run_ranges(ranges, write)
@@ -337,6 +397,44 @@ class Export:
 
         return counted
 
+    def _behind(self, write: Write) -> Write:
+        """Leaves out the row that was the last one before, with which the query begins again.
+
+        So it is seen whether the order names one place. Raises `errors.TemplateRejected` where the
+        next row has the same values, or where that row is not there though nothing changed.
+        """
+        seen = 0
+
+        def checked(block: bytes, rows: int, last: bytes) -> None:
+            nonlocal seen
+            faults.point("export.chunk")
+            while rows and seen < 2:
+                end = self._end_of_row(block)
+                same = self.position(block[:end]) == self._after
+                if same if seen else self._continued and not same:
+                    raise errors.TemplateRejected(
+                        f"template {self._template.name}: its order does not say which row is next;"
+                        " its columns have to be unique together, and the same each time"
+                    )
+                seen += 1 if same else 2
+                if not same:
+                    break
+                block, rows = block[end:], rows - 1
+            if rows:
+                write(block, rows, last)
+
+        return checked
+
+    def _end_of_row(self, block: bytes) -> int:
+        end = block.index(_LINE_END) + 1
+        if self._format is not ResultFormat.JSONL:
+            # A line end within a text has an odd number of quotation marks before it.
+            marks, start = block.count(b'"', 0, end), end
+            while marks % 2:
+                start, end = end, block.index(_LINE_END, end) + 1
+                marks += block.count(b'"', start, end)
+        return end
+
     def _run_rows(self, write: Write) -> None:
         assert self._template.rows is not None
         with _template_errors(self._template):
@@ -353,40 +451,45 @@ class Export:
         with session.statement():
             copy_stream.copy_out(session.connection, text, write, crlf=crlf)
 
-    def _ranges(self) -> list[str]:
-        """Conditions that cut the query into ranges of even keys, in order; none: do not split."""
+    def _ranges(self) -> range:
+        """The first keys of ranges that cut the query evenly, in order; none: do not split."""
         key, plan = self._template.split_by, self._plan
         kinds = {column.name: column.type for column in self.columns}
+        none = range(0)
         if key is None or plan is None or plan.rows < _SPLIT_ROWS or kinds[key] not in _INTEGERS:
-            return []
+            return none
         session = self._sessions[0]
         column = f"q.{sqltext.identifier(key)}"
+        # Where finding one key costs about as much as reading all, there is no index on it.
+        one_key = session.plan(f"SELECT FROM ({self._query}) AS q WHERE {column} = 0")
+        if one_key.cost > plan.cost / 2:
+            return none
         where = f" WHERE {self._condition}" if self._condition else ""
-        low, high = session.run(
-            f"SELECT min({column}), max({column}) FROM ({self._query}) AS q{where}"
+        low, high, has_null = session.run(
+            f"SELECT min({column}), max({column}),"
+            f" EXISTS (SELECT FROM ({self._query}) AS q WHERE {column} IS NULL)"
+            f" FROM ({self._query}) AS q{where}"
         )[0]
-        if low is None or high == low:
-            return []
-        count = max(_READERS, -(-plan.bytes // _RANGE_BYTES))
-        width = max(1, -(-(high - low + 1) // count))
-        also = f" AND {self._condition}" if self._condition else ""
-        ranges = [
-            f"{column} >= ({start}) AND {column} < ({start + width}){also}"
-            for start in range(low, high + 1, width)
-        ]
-        one = session.plan(_ordered(self._query, self._template.order, ranges[len(ranges) // 2]))
-        # Where one range costs as much as all (no index on the key), reading at once is better.
-        return ranges if one.cost * len(ranges) < plan.cost * _SPLIT_COST else []
+        # NULL is in no range.
+        if low is None or high == low or has_null:
+            return none
+        count = min(_MOST_RANGES, max(_READERS, -(-plan.bytes // _RANGE_BYTES)))
+        ranges = range(low, high + 1, -(-(high - low + 1) // count))
+        one = session.plan(self._range_query(ranges, len(ranges) // 2))
+        return ranges if one.cost * len(ranges) < plan.cost * _SPLIT_COST else none
 
-    def _run_ranges(self, ranges: list[str], write: Write) -> None:
+    def _range_query(self, ranges: range, index: int) -> str:
+        assert self._template.split_by is not None
+        column = f"q.{sqltext.identifier(self._template.split_by)}"
+        start = ranges[index]
+        condition = f"{column} >= ({start}) AND {column} < ({start + ranges.step})"
+        if self._condition:
+            condition = f"{condition} AND {self._condition}"
+        return _ordered(self._query, self._template.order, condition)
+
+    def _run_ranges(self, ranges: range, write: Write) -> None:
         """Two sessions read every other range; their blocks go out in the order of the ranges."""
-        texts = [
-            self._copy(
-                _ordered(self._query, self._template.order, condition),
-                header=self._header and index == 0,
-            )
-            for index, condition in enumerate(ranges)
-        ]
+        assert self._shared is not None
         while len(self._sessions) < _READERS:
             self._sessions.append(self._sessions[0].sibling(self._shared))
         self.readers = _READERS
@@ -394,7 +497,7 @@ class Export:
         threads = [
             threading.Thread(
                 target=self._read_lane,
-                args=(self._sessions[lane], texts[lane::_READERS], lanes[lane]),
+                args=(self._sessions[lane], ranges, lane, lanes[lane]),
                 name=f"read-{lane}",
                 daemon=True,
             )
@@ -420,15 +523,19 @@ class Export:
                         _drain(lane)
                         thread.join(0.01)
 
-    def _read_lane(self, session: Session, texts: list[str], lane: "queue.Queue[Any]") -> None:
+    def _read_lane(
+        self, session: Session, ranges: range, first: int, lane: "queue.Queue[Any]"
+    ) -> None:
         def put(block: bytes, rows: int, last: bytes) -> None:
             if self._stopped:
                 raise errors.ExecutionError("the export was stopped")
             lane.put((block, rows, last))
 
         try:
-            for text in texts:
-                self._copy_out(session, text, put)
+            for index in range(first, len(ranges), _READERS):
+                query = self._range_query(ranges, index)
+                header = self._header and index == 0
+                self._copy_out(session, self._copy(query, header=header), put)
                 lane.put(None)
         except BaseException as error:
             lane.put(error)
@@ -460,8 +567,8 @@ def _ordered(query: str, order: Sequence[str], condition: str | None) -> str:
     return f"SELECT * FROM ({query}) AS q{where} ORDER BY {keys}"
 
 
-def _behind(order: Sequence[str], after: Position | None, kinds: dict[str, str]) -> str | None:
-    """The condition for rows behind a position, by comparing the whole tuple."""
+def _from(order: Sequence[str], after: Position | None, kinds: dict[str, str]) -> str | None:
+    """The condition for a row and those behind it, by comparing the whole tuple."""
     if after is None:
         return None
     keys = ", ".join(f"q.{sqltext.identifier(name)}" for name in order)
@@ -469,7 +576,24 @@ def _behind(order: Sequence[str], after: Position | None, kinds: dict[str, str])
         f"CAST({sqltext.quote(value)} AS {kinds[name]})"
         for name, value in zip(order, after.values, strict=True)
     )
-    return f"({keys}) > ({values})"
+    return f"({keys}) >= ({values})"
+
+
+def _fields(line: str) -> Iterator[str | None]:
+    """The fields of a row of CSV, which COPY wrote: NULL is nothing, an empty text is `""`."""
+    position = 0
+    while True:
+        found = _field(line, position)
+        assert found is not None
+        quoted, plain = found.groups()
+        yield quoted.replace('""', '"') if quoted is not None else plain or None
+        if not found[0].endswith(","):
+            return
+        position = found.end()
+
+
+def _milliseconds(time: dt.timedelta) -> str:
+    return str(int(time.total_seconds() * 1000))
 
 
 class _template_errors:

@@ -376,6 +376,8 @@ def cancel(
             cancel_requested_at=sa.func.coalesce(jobs.c.cancel_requested_at, _now),
             status=sa.case((queued, JobStatus.CANCELLED.value), else_=jobs.c.status),
             status_reason=sa.case((queued, "cancelled while queued"), else_=jobs.c.status_reason),
+            # So that the upload of an export that was handed over is nobody's any more.
+            checkpoint=sa.case((queued, sa.null()), else_=jobs.c.checkpoint),
             finished_at=sa.case((queued, _now), else_=jobs.c.finished_at),
             expires_at=sa.case((queued, _now + retention), else_=jobs.c.expires_at),
         )

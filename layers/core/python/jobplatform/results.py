@@ -158,10 +158,20 @@ class Bucket:
 
 
 _MANIFEST_SUFFIX = ".manifest.json"
+# An upload that cannot be gone on with: somebody else completed it, aborted it, or wrote its parts.
+_LOST_UPLOAD = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder"})
 
 
 def manifest_key(key: str) -> str:
     return key + _MANIFEST_SUFFIX
+
+
+def upload_is_lost(error: BaseException) -> bool:
+    """Whether the upload itself is what failed, so that trying again needs another one."""
+    return (
+        isinstance(error, aws.ClientError)
+        and error.response.get("Error", {}).get("Code") in _LOST_UPLOAD
+    )
 
 
 def upload_token(key: str) -> uuid.UUID | None:
@@ -183,6 +193,7 @@ class Checkpoint:
     bytes_in: int
     bytes_out: int
     last_row: bytes
+    """Of the last part; it is not kept, only the place behind it is."""
     digest: str | None
     """State of the SHA-256 over the whole object; None where the object has to be read for it."""
 
@@ -194,7 +205,6 @@ class Checkpoint:
             "rows": self.rows,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "last_row": base64.b64encode(self.last_row).decode(),
             "digest": self.digest,
         }
 
@@ -204,8 +214,7 @@ class Checkpoint:
             Part(number=number, rows=rows, bytes=size, sha256=sha256, etag=etag)
             for number, (rows, size, sha256, etag) in enumerate(found["parts"], 1)
         )
-        last_row = base64.b64decode(found["last_row"])
-        return cls(**{**found, "parts": parts, "last_row": last_row})
+        return cls(**{**found, "parts": parts, "last_row": b""})
 
 
 class ResultWriter:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pydantic
 import sqlalchemy as sa
+from aws_lambda_powertools.metrics import MetricUnit
 
 from jobplatform import (
     database,
@@ -23,7 +24,7 @@ from jobplatform import (
     templating,
 )
 from jobplatform import export as exporting
-from jobplatform.observability import logger
+from jobplatform.observability import logger, metrics
 from jobplatform.queue import Queue
 from jobplatform.settings import (
     DatabaseSettings,
@@ -42,6 +43,8 @@ _STOP_SECONDS = 10.0
 _LEAVE_SECONDS = 1.0
 _INTERRUPT_AGAIN_SECONDS = 0.5
 _TAKEN_OVER_POLL_SECONDS = 0.1
+# Raise it when a checkpoint changes: an export under way then starts over with the new code.
+_CHECKPOINT_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,9 +133,11 @@ class _Attempt:
         self.interrupted: errors.ExecutionError | None = None
         self._template_version = job.template_version
         self._started_over = False
+        self._max_age: dt.timedelta | None = None
         self._resumed_parts = 0
         self._saved_parts = 0
         self._live = False
+        self._handed_over = False
         self._ended = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -142,6 +147,9 @@ class _Attempt:
             self._run()
         finally:
             self._stop_heartbeat()
+            if self.export is not None:
+                age = self.export.snapshot_age.total_seconds()
+                metrics.add_metric(name="SnapshotAge", unit=MetricUnit.Seconds, value=age)
 
     def _run(self) -> None:
         try:
@@ -151,14 +159,9 @@ class _Attempt:
         except _HandOver:
             self._hand_over()
         except errors.LeaseLost:
-            # The upload may be the next attempt's: the dispatcher cleans up what is nobody's.
-            self._discard(keep=self.upload_token != self.token)
-            self._close("worker_lost", "lease_lost", "another attempt owns the job")
-            logger.warning("lease lost")
+            self._lose()
         except errors.CancelRequested:
-            self._discard()
-            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
-            self._erase()
+            self._cancel()
         except errors.PermanentFailure as error:
             self._discard()
             self._fail(error.code, error.safe_message)
@@ -177,13 +180,11 @@ class _Attempt:
     def _export(self, template: templating.Template, params: pydantic.BaseModel) -> results.Stored:
         self._live = template.consistency == "live"
         self._template_version = template.version
+        self._max_age = template.max_snapshot_age
         plan = plans.PLANS.get(self.job.plan)
         max_rows = _smallest(template.max_rows, plan.max_rows if plan else None)
         try:
             with self._open(template, params, plan) as export:
-                self.export = export
-                self._check()
-                export.prepare()
                 writer = self.writer = self._open_writer(template, plan, export)
                 hand_over_at = self.worker.settings.hand_over_before.total_seconds()
 
@@ -208,7 +209,7 @@ class _Attempt:
     def _open(
         self, template: templating.Template, params: pydantic.BaseModel, plan: plans.Plan | None
     ) -> exporting.Export:
-        """The export from its beginning, or from where its last attempt handed it over."""
+        """The export, prepared, from its beginning or from where its last attempt left it."""
         checkpoint = self.job.checkpoint
         limits = [self.worker.settings.statement_timeout, template.statement_timeout]
         limits += [plan.statement_timeout] if plan else []
@@ -222,27 +223,49 @@ class _Attempt:
             statement_timeout=timeout,
         )
         if checkpoint is None:
-            return begin()
+            return self._prepared(begin())
         self.upload_token = uuid.UUID(checkpoint["upload_token"])
-        fits = checkpoint["template_version"] == template.version
+        if (
+            checkpoint.get("format") != _CHECKPOINT_FORMAT
+            or checkpoint["template_version"] != template.version
+        ):
+            self._start_over("the template or the platform has changed meanwhile")
+            return self._prepared(begin())
+        snapshot = checkpoint["snapshot"]
         try:
-            if not fits:
-                raise exporting.SnapshotLost("the template has changed meanwhile")
-            export = begin(
-                snapshot=None if self._live else checkpoint["snapshot"],
-                after=exporting.Position(tuple(checkpoint["position"])),
-                as_of=dt.datetime.fromisoformat(checkpoint["as_of"]),
+            export = self._prepared(
+                begin(
+                    snapshot=exporting.Snapshot(*snapshot) if snapshot else None,
+                    after=exporting.Position(tuple(checkpoint["position"])),
+                    as_of=dt.datetime.fromisoformat(checkpoint["as_of"]),
+                )
             )
         except exporting.SnapshotLost:
-            # Two snapshots are never stitched into one result: it starts over.
-            logger.warning("snapshot lost, starting over", generation=checkpoint["generation"])
-            self._start_over()
-            return begin()
+            # Two snapshots are never stitched into one result.
+            self._start_over("the snapshot is lost")
+            return self._prepared(begin())
+        if _columns_of(export) != checkpoint["columns"]:
+            export.close()
+            self._start_over("the columns have changed meanwhile")
+            return self._prepared(begin())
+        # Only now: until here its holder has kept the tables from being changed.
         with database.transaction(self.worker.engine) as conn:
             job_store.note_taken_over(conn, self.job.id, token=self.token)
         return export
 
-    def _start_over(self) -> None:
+    def _prepared(self, export: exporting.Export) -> exporting.Export:
+        try:
+            self.export = export
+            self._check()
+            self._check_age()
+            export.prepare()
+        except BaseException:
+            export.close()
+            raise
+        return export
+
+    def _start_over(self, reason: str) -> None:
+        logger.warning("starting over", reason=reason)
         with database.transaction(self.worker.engine) as conn:
             if not job_store.drop_checkpoint(conn, self.job.id, token=self.token):
                 raise errors.LeaseLost
@@ -298,6 +321,7 @@ class _Attempt:
             # Without a new part, or from the beginning again, there was no progress, and that may
             # not go on for ever.
             progress = self.writer.parts > self._resumed_parts and not self._started_over
+            faults.point("hand_over.before")
             self._stop_heartbeat()
             self._check()
             if (
@@ -305,6 +329,7 @@ class _Attempt:
                 and jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays) is None
             ):
                 raise errors.ExportTooLong("no progress within one invocation")
+            self._handed_over = True
             queued = self._requeue(
                 dt.timedelta(0),
                 "handed over",
@@ -312,16 +337,16 @@ class _Attempt:
                 counted=not progress,
                 checkpoint=checkpoint,
             )
+            faults.point("hand_over.after")
             if queued and holder is not None and saved is not None:
                 self._wait_until_taken_over()
-        except errors.ExecutionError as error:
+        except errors.CancelRequested:
+            self._cancel()
+        except errors.PermanentFailure as error:
             self._discard()
-            if isinstance(error, errors.ExportTooLong):
-                self._fail(error.code, error.safe_message)
-            elif isinstance(error, errors.CancelRequested):
-                self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
-            else:
-                self._close("worker_lost", "lease_lost", "another attempt owns the job")
+            self._fail(error.code, error.safe_message)
+        except errors.ExecutionError:
+            self._lose()
         except Exception as error:
             self._retry_or_fail(error)
         finally:
@@ -329,16 +354,22 @@ class _Attempt:
                 holder.close()
 
     def _checkpoint(
-        self, saved: results.Checkpoint | None, snapshot: str | None
+        self, saved: results.Checkpoint | None, snapshot: exporting.Snapshot | None
     ) -> dict[str, Any] | None:
         if saved is None or self.export is None:
             return None
         before = self.job.checkpoint or {}
         return {
+            "format": _CHECKPOINT_FORMAT,
             "upload_token": str(self.upload_token),
             "template_version": self._template_version,
-            "snapshot": snapshot,
-            "position": self.export.position(saved.last_row).values,
+            "columns": _columns_of(self.export),
+            "snapshot": list(snapshot) if snapshot else None,
+            "position": (
+                list(self.export.position(saved.last_row).values)
+                if len(saved.parts) > self._resumed_parts
+                else before["position"]
+            ),
             "as_of": self.export.as_of.isoformat(),
             "generation": before.get("generation", 0) + 1,
             "taken_over": False,
@@ -348,9 +379,13 @@ class _Attempt:
     def _wait_until_taken_over(self) -> None:
         pause = threading.Event()
         while self.seconds_left() > _LEAVE_SECONDS:
-            with database.transaction(self.worker.engine) as conn:
-                if job_store.is_taken_over(conn, self.job.id):
-                    return
+            try:
+                with database.transaction(self.worker.engine) as conn:
+                    if job_store.is_taken_over(conn, self.job.id):
+                        return
+            except Exception:
+                # The snapshot is kept all the same: the next worker may be waiting as well.
+                logger.warning("not known whether the snapshot was taken over", exc_info=True)
             pause.wait(_TAKEN_OVER_POLL_SECONDS)
         logger.warning("nobody took the snapshot over in time")
 
@@ -380,10 +415,7 @@ class _Attempt:
                 job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
         faults.point("publish.after")
         if not published:
-            with database.transaction(self.worker.engine) as conn:
-                job = job_store.get(conn, self.job.id)
-            owned = job is not None and job.attempt_token == self.token
-            raise errors.CancelRequested() if owned else errors.LeaseLost()
+            raise errors.CancelRequested() if self._owns_job() else errors.LeaseLost()
         logger.info("result published", rows=stored.rows, bytes=stored.bytes)
 
     def _beat(self) -> None:
@@ -391,6 +423,7 @@ class _Attempt:
         while not self._ended.wait(self.worker.jobs.heartbeat.total_seconds()):
             try:
                 faults.point("heartbeat")
+                checkpoint = self._live_checkpoint()
                 with database.transaction(self.worker.engine) as conn:
                     cancel = job_store.heartbeat(
                         conn,
@@ -400,8 +433,13 @@ class _Attempt:
                         rows=self.writer.rows if self.writer else 0,
                         bytes_=self.writer.bytes_in if self.writer else 0,
                         estimate=self._estimate(),
-                        checkpoint=self._live_checkpoint(),
+                        checkpoint=checkpoint,
                     )
+                self._check_age()
+            except errors.PermanentFailure as error:
+                self._interrupt(error)
+                self._interrupt_until_ended()
+                return
             except Exception:
                 # The lease is longer than many heartbeats; one that fails is not the end.
                 logger.warning("heartbeat failed", exc_info=True)
@@ -430,11 +468,22 @@ class _Attempt:
 
     def _live_checkpoint(self) -> dict[str, Any] | None:
         """Of a live export every part is a place to go on from, also after a crash."""
-        if not self._live or self.writer is None or self.writer.parts == self._saved_parts:
+        if not self._may_resume() or self.writer is None:
             return None
         saved = self.writer.checkpoint()
-        self._saved_parts = self.writer.parts
+        if saved is None or len(saved.parts) == self._saved_parts:
+            return None
+        self._saved_parts = len(saved.parts)
         return self._checkpoint(saved, None)
+
+    def _may_resume(self) -> bool:
+        return self._live and self.export is not None and self.export.can_continue
+
+    def _check_age(self) -> None:
+        if self._max_age is None or self.export is None:
+            return
+        if self.export.snapshot_age > self._max_age:
+            raise errors.SnapshotTooOld(f"the snapshot was kept for longer than {self._max_age}")
 
     def _interrupt(self, reason: errors.ExecutionError) -> None:
         self.interrupted = reason
@@ -452,15 +501,33 @@ class _Attempt:
 
     def _discard(self, *, keep: bool = False) -> None:
         """Removes what this attempt wrote; what fails here is done by the dispatcher."""
-        if self.writer is None:
-            return
         try:
-            if keep:
-                self.writer.suspend()
-            else:
-                self.writer.abort()
+            if self.writer is not None:
+                if keep:
+                    self.writer.suspend()
+                else:
+                    self.writer.abort()
+            elif self.job.checkpoint is not None and not keep:
+                upload = results.Checkpoint.from_json(self.job.checkpoint["upload"])
+                self.worker.bucket.abort(upload.key, upload.upload_id)
         except Exception:
             logger.warning("upload not aborted", exc_info=True)
+
+    def _cancel(self) -> None:
+        self._discard()
+        self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+        self._erase()
+
+    def _lose(self) -> None:
+        """The job is another attempt's, and so may be the upload: the dispatcher cleans up."""
+        self._discard(keep=self._live or self._handed_over or self.upload_token != self.token)
+        self._close("worker_lost", "lease_lost", "another attempt owns the job")
+        logger.warning("lease lost")
+
+    def _owns_job(self) -> bool:
+        with database.transaction(self.worker.engine) as conn:
+            job = job_store.get(conn, self.job.id)
+        return job is not None and job.attempt_token == self.token
 
     def _retry_or_fail(self, error: Exception) -> None:
         delay = jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays)
@@ -469,14 +536,16 @@ class _Attempt:
         # a write was refused because a template may only read.
         permanent = state == "25006" or (state is not None and not database.is_transient(error))
         if delay is None or permanent:
-            self._discard()
+            self._discard(keep=self._handed_over)
             code = "database_error" if state else "internal_error"
             self._fail(code, "The report could not be made.")
             return
         logger.warning("attempt failed, will be tried again", exc_info=True)
         # A live export goes on at its last part, everything else starts over.
-        checkpoint = self._suspended() if self._live else None
-        self._discard(keep=checkpoint is not None)
+        resumes = self._may_resume() and not results.upload_is_lost(error)
+        checkpoint = self._suspended() if resumes else None
+        # Where it is not known whether the job was queued, the upload may be another's by now.
+        self._discard(keep=self._handed_over or checkpoint is not None)
         self._requeue(
             delay,
             f"retry after {type(error).__name__}",
@@ -527,10 +596,11 @@ class _Attempt:
                 self._close_in(conn, outcome, code)
         if queued:
             self._ring(after)
+        elif self._owns_job():
+            # It was cancelled meanwhile.
+            self._cancel()
         else:
-            # It was cancelled meanwhile, or is another's.
-            self._discard(keep=self.upload_token != self.token)
-            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+            self._lose()
         return queued
 
     def _ring(self, after: dt.timedelta) -> None:
@@ -585,6 +655,10 @@ class _Attempt:
             error_code=code,
             error_detail=detail or (traceback.format_exc() if code else None),
         )
+
+
+def _columns_of(export: exporting.Export) -> list[list[str]]:
+    return [[column.name, column.type] for column in export.columns]
 
 
 def _smallest(*limits: int | None) -> int | None:
