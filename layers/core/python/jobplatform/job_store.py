@@ -296,7 +296,6 @@ def absorb_attempts(conn: sa.Connection, job_id: uuid.UUID, *, upload_token: uui
             attempts.c.job_id == job_id,
             attempts.c.upload_token == upload_token,
             attempts.c.cleaned_at.is_(None),
-            attempts.c.outcome.is_distinct_from("published"),
         )
         .values(cleaned_at=_now)
     )
@@ -351,6 +350,7 @@ def close_attempt(
         .where(attempts.c.token == token, attempts.c.finished_at.is_(None))
         .values(
             finished_at=sa.func.clock_timestamp(),
+            cleaned_at=_now if outcome == "published" else None,
             outcome=outcome,
             rows_written=rows,
             bytes_written=bytes_,
@@ -491,7 +491,6 @@ def attempts_to_clean(
         .join_from(attempts, jobs, jobs.c.id == attempts.c.job_id)
         .where(
             attempts.c.finished_at.is_not(None),
-            attempts.c.outcome != "published",
             attempts.c.cleaned_at.is_(None),
             sa.or_(attempts.c.erased_at.is_(None), attempts.c.started_at < longest),
             sa.or_(
@@ -583,7 +582,6 @@ def delete_expired(conn: sa.Connection, *, limit: int) -> int:
     left = sa.exists().where(
         attempts.c.job_id == jobs.c.id,
         attempts.c.cleaned_at.is_(None),
-        sa.or_(attempts.c.outcome.is_(None), attempts.c.outcome != "published"),
     )
     gone = _batch(
         jobs.c.expires_at.is_not(None),

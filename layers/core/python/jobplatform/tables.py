@@ -181,16 +181,15 @@ attempts = sa.Table(
     sa.Column("as_of", _timestamp),
     # Whose S3 prefix it writes under: its own, or that of the attempt whose upload it continues.
     sa.Column("upload_token", sa.Uuid, nullable=False),
-    # When what it had left in S3 was last removed, and when it was so for good.
+    # When what it had left in S3 was last removed, and since when nothing is left for certain. That
+    # is set for published ones too, so that few rows lack it and the planner knows that.
     sa.Column("erased_at", _timestamp),
     sa.Column("cleaned_at", _timestamp),
     sa.Index("attempts_job_id_idx", "job_id", "number"),
     sa.Index(
         "attempts_to_clean_idx",
         "finished_at",
-        postgresql_where=sa.text(
-            "finished_at IS NOT NULL AND outcome <> 'published' AND cleaned_at IS NULL"
-        ),
+        postgresql_where=sa.text("finished_at IS NOT NULL AND cleaned_at IS NULL"),
     ),
 )
 

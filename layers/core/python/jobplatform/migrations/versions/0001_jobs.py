@@ -307,9 +307,7 @@ def upgrade() -> None:
         ["finished_at"],
         unique=False,
         schema="jobplatform",
-        postgresql_where=sa.text(
-            "finished_at IS NOT NULL AND outcome <> 'published' AND cleaned_at IS NULL"
-        ),
+        postgresql_where=sa.text("finished_at IS NOT NULL AND cleaned_at IS NULL"),
     )
     op.create_table(
         "transitions",
