@@ -21,6 +21,7 @@ from infra.stacks.data import DataStack
 from infra.targets import Target
 from jobplatform.plans import PLANS
 from jobplatform.settings import (
+    WORKER_ALLOCATOR,
     ApiSettings,
     DatabaseSettings,
     DataDatabaseSettings,
@@ -123,7 +124,10 @@ class ServiceStack(Stack):
             name="worker",
             timeout=target.worker_timeout,
             memory_mb=2048,
-            environment=environment.of(*job_groups, DataDatabaseSettings, WorkerSettings),
+            environment={
+                **environment.of(*job_groups, DataDatabaseSettings, WorkerSettings),
+                **WORKER_ALLOCATOR,
+            },
         )
         data.results.grant_write(worker)
         queue.queue.grant_send_messages(worker)

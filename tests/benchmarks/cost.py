@@ -75,7 +75,7 @@ class Usage:
     api_seconds: float = 0.015
     """Of each request."""
     api_gb: float = 1.0
-    part_bytes: float = 16 * 2**20
+    part_bytes: float = 8 * 2**20
     days_kept: float = 7.0
     log_bytes: float = 4_000
     sqs_requests: float = 3.0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infra.local import paths
 from infra.local.postgres import connect
+from jobplatform.settings import WORKER_ALLOCATOR
 from tests.benchmarks import data
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.bench import run as run_program
@@ -78,7 +79,7 @@ def _peak(bench: Bench, endpoint: str, size: int) -> float:
     given = json.dumps({"rows": size // ROW_BYTES, "client_id": str(bench.client_id)})
     said = run_program(
         [sys.executable, "-m", "tests.benchmarks.memory"],
-        environ={**os.environ, "AWS_ENDPOINT_URL_S3": endpoint},
+        environ={**os.environ, **WORKER_ALLOCATOR, "AWS_ENDPOINT_URL_S3": endpoint},
         given=given,
     )
     found = json.loads(said)

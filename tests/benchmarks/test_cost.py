@@ -21,7 +21,7 @@ def test_a_small_export_by_hand() -> None:
 def test_a_large_export_pays_for_its_parts_and_its_time() -> None:
     parts = cost.export(cost.LARGE)
 
-    assert parts["S3 requests"] == pytest.approx((10e9 / 2**24 + 3) * 0.005e-3 + 0.0004e-3)
+    assert parts["S3 requests"] == pytest.approx((10e9 / 2**23 + 3) * 0.005e-3 + 0.0004e-3)
     assert parts["Lambda"] == pytest.approx(150 * 2 * 0.0000133334, rel=0.01)
     assert parts["S3 storage"] == pytest.approx(10 * 0.023 * 7 * 12 / 365)
 

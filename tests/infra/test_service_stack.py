@@ -85,7 +85,14 @@ def test_every_function_can_read_its_settings_from_its_environment(
     for group in GROUPS[name]:
         group.from_env(variables)
     known = {group.variable(field) for group in GROUPS[name] for field in group.model_fields}
-    assert {key for key in variables if not key.startswith("POWERTOOLS_")} <= known
+    ours = {key for key in variables if not key.startswith("POWERTOOLS_")}
+    assert ours - settings.WORKER_ALLOCATOR.keys() <= known
+
+
+def test_only_the_worker_has_the_allocator_of_large_buffers(any_target: Synthesized) -> None:
+    for name in FUNCTIONS:
+        shared = environment(any_target, name).items() & settings.WORKER_ALLOCATOR.items()
+        assert len(shared) == (2 if name == "Worker" else 0)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -27,7 +27,7 @@ from jobplatform import errors, faults, jobs
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 5 * 2**20
 MAX_PART_BYTES = 5 * 2**30
-_EVEN_PARTS = 1_000
+_EVEN_PARTS = 2_000
 _UPLOADS_AT_ONCE = 2
 _CHUNKS_AHEAD = 16
 GZIP_LEVEL = 1
@@ -37,7 +37,7 @@ def part_size(number: int, first: int) -> int:
     """Bytes of part `number` (from 1): even, then growing, so that 10,000 parts hold 5 TB."""
     if number <= _EVEN_PARTS:
         return first
-    return min(MAX_PART_BYTES, first * number * number // (_EVEN_PARTS * _EVEN_PARTS))
+    return min(MAX_PART_BYTES, first * number**4 // _EVEN_PARTS**4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

