@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from functions.api import resources
 from functions.dispatcher import handler as dispatcher
-from jobplatform import client_store, jobs, plans, queue
+from jobplatform import client_store, job_store, jobs, plans, queue
 from jobplatform import settings as groups
 from jobplatform.usecases import submit_job
 from tests.helpers import lambdas, processes, store
@@ -239,6 +239,29 @@ def test_fifty_requests_at_once_as_the_key_ends_make_one_new_job(api: Api) -> No
 
     assert len({job.id for job, _ in found}) == 1
     assert Counter(replayed for _, replayed in found) == {True: 49, False: 1}
+    assert count_jobs(api.engine) == 2
+
+
+def test_key_that_somebody_else_released_a_moment_before_is_no_full_queue(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same race, made to happen between two statements."""
+    old = uuid.UUID(api.submit(idempotency_key="k").json["id"])
+    store.age(api.engine, DAY + dt.timedelta(seconds=1), old)
+    release = job_store.release_expired_key
+    winners: list[jobs.Job] = []
+
+    def release_after_another(*args: Any) -> bool:
+        monkeypatch.setattr("jobplatform.job_store.release_expired_key", release)
+        winners.append(submit(api, key="k")[0])
+        return release(*args)
+
+    monkeypatch.setattr("jobplatform.job_store.release_expired_key", release_after_another)
+
+    answer = api.submit(idempotency_key="k")
+
+    assert (answer.status, is_replay(answer)) == (202, True)
+    assert [str(winner.id) for winner in winners] == [answer.json["id"]]
     assert count_jobs(api.engine) == 2
 
 
