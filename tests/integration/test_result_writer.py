@@ -1,5 +1,6 @@
 """The writer of results against an S3 that refuses what AWS refuses."""
 
+import dataclasses
 import datetime as dt
 import gzip
 import hashlib
@@ -285,7 +286,8 @@ def test_a_suspended_upload_goes_on_in_another_writer(
     saved = first.suspend()
     assert saved is not None
     again = results.Checkpoint.from_json(json.loads(json.dumps(saved.to_json())))
-    assert again == saved
+    # The place to go on from is kept as values of the order, not as the row.
+    assert again == dataclasses.replace(saved, last_row=b"")
     second = writer(bucket, compression=compression, resume=again, may_suspend=may_suspend)
     assert second.key == first.key
 
