@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from jobplatform import database, job_store, jobs, settings
 from jobplatform.usecases import run_job
-from tests.helpers import platform, store
+from tests.helpers import bells, platform, store
 
 SECOND = dt.timedelta(seconds=1)
 
@@ -109,6 +109,23 @@ def test_a_doorbell_that_is_a_moment_early_rings_again_in_time(
     assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
 
     assert _messages(worker) == 1
+
+
+def test_a_doorbell_for_a_job_that_somebody_holds_does_not_ring_at_once(
+    worker: run_job.Worker, client_id: uuid.UUID
+) -> None:
+    """Otherwise doorbells would chase each other for as long as the row is locked."""
+    job_id = store.add(worker.engine, client_id)
+    heard = bells.listen(worker.queue)
+    with worker.engine.connect() as holder, holder.begin():
+        holder.execute(
+            sa.text("SELECT FROM jobplatform.jobs WHERE id = :id FOR UPDATE"), {"id": job_id}
+        )
+
+        assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
+
+    [bell] = heard
+    assert 1 <= bell.delay <= 5
 
 
 def test_a_claim_is_a_new_attempt_with_a_lease(engine: sa.Engine, client_id: uuid.UUID) -> None:

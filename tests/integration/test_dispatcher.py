@@ -118,6 +118,21 @@ def test_a_lease_that_has_not_ended_is_left_alone(
     assert store.get(engine, job.id).status is jobs.JobStatus.RUNNING
 
 
+def test_a_heartbeat_between_the_look_and_the_rescue_keeps_the_job(
+    engine: sa.Engine, client_id: uuid.UUID
+) -> None:
+    job = lost(engine, client_id)
+    with engine.begin() as conn:
+        found = job_store.expired_leases(conn, limit=10)
+    assert store.heartbeat(engine, job) is False
+
+    with engine.begin() as conn:
+        done = job_store.rescue(conn, found, delays=[SECOND], retention=store.DAY)
+
+    assert (found, done) == ([job.id], [])
+    assert store.get(engine, job.id).status is jobs.JobStatus.RUNNING
+
+
 def test_many_dispatchers_at_once_rescue_each_job_once(
     engine: sa.Engine,
     address: settings.DatabaseSettings,

@@ -105,7 +105,8 @@ def _ring_for_the_almost_due(worker: Worker) -> None:
     with database.transaction(worker.engine) as conn:
         seconds = job_store.next_due_in(conn)
     if seconds is not None and seconds <= 5:
-        worker.queue.ring(uuid.UUID(int=0), after=seconds)
+        # A job that is due but locked would have its doorbells chase each other.
+        worker.queue.ring(uuid.UUID(int=0), after=max(1.0, seconds))
 
 
 class _HandOver(Exception):
