@@ -1,16 +1,17 @@
 """Jobs as rows: put there, claimed, aged and looked at without a worker."""
 
+import contextlib
 import datetime as dt
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from jobplatform import job_store, jobs, tables
-from jobplatform.settings import JobSettings
+from jobplatform import database, job_store, jobs, tables
+from jobplatform.settings import DatabaseSettings, JobSettings
 
 T = TypeVar("T")
 SETTINGS = JobSettings()
@@ -192,6 +193,20 @@ def age(engine: sa.Engine, by: dt.timedelta, job_id: uuid.UUID | None = None) ->
 def change(engine: sa.Engine, job_id: uuid.UUID, **values: Any) -> None:
     with engine.begin() as conn:
         conn.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
+
+
+@contextlib.contextmanager
+def impatient(address: DatabaseSettings) -> Iterator[sa.Engine]:
+    """An engine whose statements fail as soon as they have to wait for somebody's lock."""
+    engine = database.create_engine(address, application_name="impatient")
+
+    @sa.event.listens_for(engine, "connect")
+    def _do_not_wait(dbapi_connection: Any, record: Any) -> None:
+        dbapi_connection.cursor().execute("SET lock_timeout = '1ms'")
+        dbapi_connection.commit()
+
+    yield engine
+    engine.dispose()
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:

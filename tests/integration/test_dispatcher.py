@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import sqlalchemy as sa
 
-from jobplatform import database, job_store, jobs, results, settings
+from jobplatform import job_store, jobs, results, settings
 from jobplatform import queue as queues
 from jobplatform.usecases import ring_due_jobs
 from tests.helpers import bells, store
@@ -413,13 +413,12 @@ def test_a_tick_holds_no_lock_that_a_submit_or_a_claim_would_wait_for(
     queue._client.meta.events.register("before-call.sqs.SendMessageBatch", wait)
     ticking = threading.Thread(target=tick)
     ticking.start()
-    own = database.create_engine(address, application_name="impatient", statement_timeout=0.1)
     try:
         assert entered.wait(30)
-        store.add(own, client_id)
-        assert store.claim(own) is not None
-        assert store.cancel(own, job.id) is not None
+        with store.impatient(address) as own:
+            store.add(own, client_id)
+            assert store.claim(own) is not None
+            assert store.cancel(own, job.id) is not None
     finally:
         leave.set()
         ticking.join(30)
-        own.dispose()

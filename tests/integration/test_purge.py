@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobplatform import client_store, database, job_store, jobs, results, settings
+from jobplatform import client_store, job_store, jobs, results, settings
 from jobplatform.usecases import purge as purging
 from jobplatform.usecases import ring_due_jobs
 from tests.conftest import new_client
@@ -544,22 +544,60 @@ def test_a_batch_in_the_middle_of_its_transaction_delays_no_client(
             conn.exec_driver_sql(f"DELETE FROM jobplatform.jobs WHERE client_id = '{gone}'")
         if step is STEPS["hasten"]:
             conn.exec_driver_sql("UPDATE jobplatform.jobs SET expires_at = now() + interval '1 h'")
-    own = database.create_engine(address, application_name="impatient", statement_timeout=0.1)
-    try:
-        with engine.connect() as slow, slow.begin():
-            assert step(slow) > 0
+    with store.impatient(address) as own, engine.connect() as slow, slow.begin():
+        assert step(slow) > 0
 
-            for call in (
-                lambda: store.add(own, client_id),
-                lambda: store.add(own, client_id, idempotency_key="new"),
-                lambda: store.claim(own),
-                lambda: store.count(own, "jobs"),
-            ):
-                assert call()  # type: ignore[no-untyped-call]
-            with own.begin() as conn:
-                assert job_store.list_page(conn, client_id, limit=50)
-    finally:
-        own.dispose()
+        store.add(own, client_id)
+        store.add(own, client_id, idempotency_key="new")
+        assert store.claim(own) is not None
+        assert store.cancel(own, store.add(own, client_id)) is not None
+        with own.begin() as conn:
+            assert job_store.list_page(conn, client_id, limit=50)
+
+
+def test_only_a_submit_with_the_very_key_that_is_being_freed_waits(
+    engine: sa.Engine, address: settings.DatabaseSettings, client_id: uuid.UUID
+) -> None:
+    """It shows too that the engine of the test above would have noticed a lock."""
+    store.add(engine, client_id, idempotency_key="old")
+    store.age(engine, 2 * store.DAY)
+    with store.impatient(address) as own, engine.connect() as slow, slow.begin():
+        assert job_store.forget_expired_keys(slow, limit=500) == 1
+
+        store.add(own, client_id, idempotency_key="other")
+        with pytest.raises(sa.exc.DBAPIError, match="lock timeout"):
+            store.add(own, client_id, idempotency_key="old")
+
+    assert store.add(engine, client_id, idempotency_key="old")
+
+
+@pytest.mark.parametrize("step", [STEPS["keys"], STEPS["jobs"], STEPS["hasten"]])
+def test_a_batch_passes_over_what_somebody_else_holds(
+    engine: sa.Engine,
+    address: settings.DatabaseSettings,
+    client_id: uuid.UUID,
+    step: Callable[[sa.Connection], Any],
+) -> None:
+    ids = [store.add(engine, client_id, idempotency_key=str(number)) for number in range(3)]
+    for job_id in ids:
+        store.cancel(engine, job_id)
+    store.age(engine, 40 * store.DAY)
+    if step is STEPS["hasten"]:
+        for job_id in ids:
+            later = dt.datetime.now(dt.UTC) + store.DAY
+            store.change(engine, job_id, expires_at=later)
+        with engine.begin() as conn:
+            client_store.remove(conn, client_id)
+    with store.impatient(address) as own, engine.connect() as holder, holder.begin():
+        holder.execute(
+            sa.text("SELECT FROM jobplatform.jobs WHERE id = :id FOR UPDATE"), {"id": ids[0]}
+        )
+
+        with own.begin() as conn:
+            assert step(conn) == 2
+
+    with engine.begin() as conn:
+        assert step(conn) == 1
 
 
 def test_two_purges_at_once_do_no_harm(
