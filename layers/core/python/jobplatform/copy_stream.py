@@ -1,11 +1,13 @@
 """COPY TO STDOUT at the speed of the socket.
 
 pg8000 calls Python several times for every row. The stream of messages is regular, so it is read
-here in large blocks and cut in one tight loop. That uses the connection's `_sock`, `send_QUERY` and
-`message_types`, which are not public: the version of pg8000 is pinned, a contract test holds the
-names, and `copy_out` goes the public way when one is missing.
+here in large blocks, which are cut at what can only be the end of one row's message and the head of
+the next one's; what is left over is cut in a loop that knows every message. That uses the
+connection's `_sock`, `send_QUERY` and `message_types`, which are not public: the version of pg8000
+is pinned, a contract test holds the names, and `copy_out` goes the public way when one is missing.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,10 @@ Write = Callable[[bytes, int, bytes], None]
 BLOCK_BYTES = 256 * 1024
 _length = struct.Struct(">I").unpack_from
 _COPY_DATA, _READY = b"dZ"
+# No text that PostgreSQL sends has a NUL, so this is the end of a row, and the head of the message
+# of another one that is shorter than 64 KiB.
+_BOUNDARY = b"\nd\0\0"
+_cut = re.compile(_BOUNDARY + b"..", re.DOTALL).split
 # CopyOutResponse and CopyDone carry nothing that is needed; pg8000's handler wants a stream.
 _SILENT = b"Hc"
 
@@ -32,8 +38,9 @@ def copy_out(
     raises for errors of the server, at any time after rows were written. After any exception the
     connection is in the middle of something: close it.
     """
+    ending = b"\r\n" if crlf else b"\n"
     if not is_fast(connection):
-        return _copy_out_public(connection, sql, write, crlf)
+        return _copy_out_public(connection, sql, write, ending)
     connection.send_QUERY(sql)
     connection._sock.flush()
     read = connection._sock.read1
@@ -47,7 +54,7 @@ def copy_out(
             raise pg8000.native.InterfaceError("the server closed the connection during COPY")
         data = pending + block if pending else block
         end = len(data)
-        position = 0
+        written, count, last, position = _cut_rows(data, ending)
         pieces: list[bytes] = []
         append = pieces.append
         # A message: one byte of type, four of length that count themselves, the rest.
@@ -66,8 +73,12 @@ def copy_out(
             position = following
         pending = data[position:]
         if pieces:
-            rows += len(pieces)
-            write(_join(pieces, crlf), len(pieces), pieces[-1])
+            written += _join(pieces, ending)
+            count += len(pieces)
+            last = pieces[-1]
+        if count:
+            rows += count
+            write(written, count, last)
         if len(pending) > 5:
             # One message longer than a block: read the whole of it at once.
             missing = 1 + _length(pending, 1)[0] - len(pending)
@@ -85,21 +96,41 @@ def is_fast(connection: Any) -> bool:
     ) and hasattr(connection._sock, "read1")
 
 
-def _join(pieces: list[bytes], crlf: bool) -> bytes:
-    if crlf:
-        return b"\r\n".join([piece[:-1] for piece in pieces]) + b"\r\n"
-    return b"".join(pieces)
+def _cut_rows(data: bytes, ending: bytes) -> tuple[bytes, int, bytes, int]:
+    """Rows as one block, how many, the last one, and where the message after them begins.
+
+    None at all unless the data begins with the message of a row and every one up to the last
+    boundary is of a row shorter than 64 KiB.
+    """
+    end = data.rfind(_BOUNDARY)
+    if end < 0 or not data.startswith(_BOUNDARY[1:]):
+        return b"", 0, b"", 0
+    rows: list[bytes] = _cut(data[5:end])
+    count, last = len(rows), rows[-1]
+    rows.append(b"")
+    block = ending.join(rows)
+    # A boundary can be in the head of a message of 166 MiB; then the last row is not as long as its
+    # own head says. Any other message has a NUL in its head.
+    if _length(data, end - len(last) - 4)[0] != len(last) + 5 or b"\0" in block:
+        return b"", 0, b"", 0
+    return block, count, last + b"\n", end + 1
+
+
+def _join(pieces: list[bytes], ending: bytes) -> bytes:
+    if ending == b"\n":
+        return b"".join(pieces)
+    return b"".join([piece[:-1] + ending for piece in pieces])
 
 
 def _copy_out_public(
-    connection: pg8000.native.Connection, sql: str, write: Write, crlf: bool
+    connection: pg8000.native.Connection, sql: str, write: Write, ending: bytes
 ) -> int:
     class Stream:
         rows = 0
 
         def write(self, piece: bytes) -> None:
             self.rows += 1
-            write(_join([piece], crlf), 1, piece)
+            write(_join([piece], ending), 1, piece)
 
     stream = Stream()
     connection.run(sql, stream=stream)
