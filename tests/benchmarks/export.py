@@ -7,8 +7,12 @@ closing, as psql does; before the clock runs, both are compared byte by byte.
 import dataclasses
 import datetime as dt
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from jobplatform import export as exporting
 from jobplatform import sqltext
@@ -44,17 +48,72 @@ def _compare(bench: Bench, name: str, template: Template) -> Iterator[Result]:
         if found != readers and bench.rows >= data.ROWS:
             raise AssertionError(f"{name}: {found} readers worked instead of {readers}")
 
+    ways: dict[str, Timed] = {
+        "psql": psql_to(bench, query, Path("/dev/null")),
+        "one reader": lambda: discard(bench, alone),
+        "two readers": lambda: discard(bench, template),
+    }
     samples = interleave(
-        {
-            "psql": psql_to(bench, query, Path("/dev/null")),
-            "one reader": lambda: discard(bench, alone),
-            "two readers": lambda: discard(bench, template),
-        },
+        ways,
         rounds=bench.rounds(7),
         told=lambda text: bench.told(f"{name}: {text}"),
     )
     yield samples.result(f"export {name}, one reader / psql", "one reader", "psql", ONE_READER)
     yield samples.result(f"export {name}, two readers / psql", "two readers", "psql", TWO_READERS)
+    yield from _processors(bench, name, ways)
+
+
+def _processors(bench: Bench, name: str, ways: dict[str, Timed]) -> Iterator[Result]:
+    """Where the time goes: processor seconds of the server and of the client, which run at once."""
+    used = {}
+    for way, work in ways.items():
+        bench.told(f"{name}: processor time of {way}")
+        used[way] = _processor_seconds(bench, work)
+    server, client = used["psql"]
+    for way in ("one reader", "two readers"):
+        its_server, its_client = used[way]
+        ratio = (its_server + its_client) / (server + client)
+        yield Result(
+            name=f"export {name}, processor time of {way} / psql",
+            ratio=ratio,
+            goal=None,
+            spread=(ratio, ratio),
+            ours=f"{its_server:.2f} s + {its_client:.2f} s",
+            theirs=f"{server:.2f} s + {client:.2f} s",
+            note="server + client",
+        )
+
+
+def _processor_seconds(bench: Bench, work: Timed) -> tuple[float, float]:
+    postmaster = psutil.Process(bench.server.process.pid)
+    _wait_for_sessions_to_end(postmaster)
+    server, client = _of_children(postmaster), sum(os.times()[:4])
+    work()
+    client = sum(os.times()[:4]) - client
+    _wait_for_sessions_to_end(postmaster)
+    return _of_children(postmaster) - server, client
+
+
+def _wait_for_sessions_to_end(postmaster: psutil.Process) -> None:
+    """A session's time is added to the postmaster's when it has ended."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not any(map(_is_session, postmaster.children())):
+            return
+        time.sleep(0.01)
+
+
+def _is_session(process: psutil.Process) -> bool:
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return ended or " data 127.0.0.1" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _of_children(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.children_user + times.children_system)
 
 
 def export(bench: Bench, template: Template, sink: object) -> int:
