@@ -51,6 +51,7 @@ class Ledger:
         self.violations: dict[str, list[str]] = {promise: [] for promise in PROMISES}
         self.unfinished = 0
         """Jobs that wait or run, when they were last counted."""
+        self.ended = 0
         self._by_job: dict[str, Submission] = {}
         self._final: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()

@@ -53,7 +53,7 @@ def _intent(number: int, options: Options, run_id: str, rng: random.Random) -> I
         wanted = rng.choice(options.templates)
         template, parameters = wanted.template, wanted.parameters
     elif hopeless:
-        template, parameters = "flights", {"date_from": "2013-02-01", "date_to": "2013-01-01"}
+        template, parameters = "hopeless", {}
     else:
         template, parameters = _work(rng)
     key = f"{run_id}-{number}" if rng.random() < 0.8 else None
@@ -73,11 +73,11 @@ def _intent(number: int, options: Options, run_id: str, rng: random.Random) -> I
 
 def _work(rng: random.Random) -> tuple[str, dict[str, Any]]:
     draw = rng.random()
-    if draw < 0.1:
-        return "slow_numbers", {"rows": rng.choice((500, 600))}
+    if draw < 0.07:
+        return "slow_numbers", {"rows": rng.choice((600, 750))}
     if draw < 0.18:
         return "flights", rng.choice(_LONG)
-    if draw < 0.22:
+    if draw < 0.21:
         return "aircraft_rotations", {"min_days": rng.choice((5, 20))}
     if draw < 0.4:
         return "delays_by_carrier", {"month": rng.randint(1, 12)}

@@ -116,6 +116,7 @@ class _Run:
         )
         states = {str(status): int(number) for status, number in rows}
         self._ledger.unfinished = states.get("queued", 0) + states.get("running", 0)
+        self._ledger.ended = sum(states.values()) - self._ledger.unfinished
         return states
 
     def _is_nearly_over(self) -> bool:

@@ -18,8 +18,10 @@ from tests.chaos.under_test import LEASE_SECONDS, UnderTest
 _PAUSE = LEASE_SECONDS + 5.0
 """Long enough for the next attempt to have begun."""
 _OUTAGE = (1.5, 4.0)
-_BETWEEN = (0.3, 2.0)
-"""Seconds between one trouble and the next."""
+_JOBS_BETWEEN = (1, 5)
+"""Jobs that end between one trouble and the next: on a slow machine there is less of both."""
+_SECONDS_BETWEEN = (0.3, 5.0)
+"""At least and at most."""
 
 # Of every visit of a point, in every function, all the time. Names and actions: jobplatform.faults.
 _ALWAYS: tuple[dict[str, Any], ...] = (
@@ -95,7 +97,7 @@ class Troubles:
         ]
         clockwork: list[tuple[str, float, Callable[[], None]]] = [("purge", 10.0, self._purge)]
         if not without_dispatcher:
-            clockwork += [("tick", 2.0, self._tick), ("second tick", 7.3, self._tick)]
+            clockwork += [("tick", 1.0, self._tick), ("second tick", 7.3, self._tick)]
         self._threads = [threading.Thread(target=self._run, name="troubles", daemon=True)] + [
             threading.Thread(target=self._repeat, args=(seconds, work), name=name, daemon=True)
             for name, seconds, work in clockwork
@@ -132,13 +134,24 @@ class Troubles:
 
     def _run(self) -> None:
         weights = [weight for weight, _ in self._kinds]
-        while not self._stopped.wait(self._rng.uniform(*_BETWEEN)):
+        while self._wait_for_the_next():
             (kind,) = self._rng.choices([kind for _, kind in self._kinds], weights)
             try:
                 kind()
             except Exception as error:
                 # What was broken before can be in the way of the next trouble.
                 self._ledger.count(f"troubles that failed: {type(error).__name__}")
+
+    def _wait_for_the_next(self) -> bool:
+        """False when there shall be none any more."""
+        ended = self._ledger.ended + self._rng.randint(*_JOBS_BETWEEN)
+        least, most = _SECONDS_BETWEEN
+        deadline = time.monotonic() + most
+        self._stopped.wait(least)
+        while self._ledger.ended < ended and time.monotonic() < deadline:
+            if self._stopped.wait(0.1):
+                break
+        return not self._stopped.is_set()
 
     def _repeat(self, seconds: float, work: Callable[[], None]) -> None:
         while not self._stop_ticking.wait(seconds):

@@ -19,8 +19,8 @@ from infra.local.errors import LocalError
 from infra.local.up import LocalTarget
 from tests.chaos import expected, plan, protections
 
-LEASE_SECONDS = 5
-RETRIES = ("PT1S", "PT1S", "PT2S", "PT3S", "PT5S", "PT8S")
+LEASE_SECONDS = 4
+RETRIES = ("PT0.5S", "PT1S", "PT1S", "PT2S", "PT4S", "PT8S")
 SETTINGS = {
     "JOBS_LEASE": f"PT{LEASE_SECONDS}S",
     "JOBS_HEARTBEAT": "PT1S",
