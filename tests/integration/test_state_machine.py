@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import itertools
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -327,6 +328,31 @@ class Lives(RuleBasedStateMachine):
         known.cancelling = True
         if known.status is JobStatus.QUEUED:
             known.go(JobStatus.CANCELLED)
+
+    # Orders of events that matter and that chance finds rarely.
+
+    @precondition(lambda self: self.claimed)
+    @rule(
+        event=st.sampled_from(
+            [
+                lambda self: self.publish(which=0),
+                lambda self: self.requeue(which=0, counted=True, after=0),
+                lambda self: self.heartbeat(which=0),
+                lambda self: self.end(which=0, status=JobStatus.FAILED),
+            ]
+        )
+    )
+    def a_cancel_comes_first(self, event: Callable[["Lives"], None]) -> None:
+        self.cancel(which=0)
+        event(self)
+
+    @precondition(lambda self: self.claimed)
+    @rule(beats=st.integers(1, 3))
+    def a_worker_is_alive_for_long(self, beats: int) -> None:
+        for _ in range(beats):
+            self.time_goes_by(by=9)
+            self.heartbeat(which=0)
+            self.rescue()
 
     @rule()
     def rescue(self) -> None:
