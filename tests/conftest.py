@@ -14,7 +14,15 @@ import pytest
 import sqlalchemy as sa
 
 from infra.local import flights, postgres
-from jobplatform import client_store, database, jobs, migrations, results, settings
+from jobplatform import (
+    client_store,
+    database,
+    jobs,
+    migrations,
+    observability,
+    results,
+    settings,
+)
 from jobplatform import queue as queues
 from jobplatform.usecases import run_job
 
@@ -36,6 +44,13 @@ def _clean_environ() -> None:
         POWERTOOLS_METRICS_NAMESPACE="JobPlatform",
         POWERTOOLS_SERVICE_NAME="tests",
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_metrics_left() -> Iterator[None]:
+    """What runs outside its handler gathers metrics, which the hundredth would flush."""
+    yield
+    observability.metrics.clear_metrics()
 
 
 @pytest.fixture(scope="session")

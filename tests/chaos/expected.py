@@ -1,5 +1,6 @@
 """The bytes that a result has to have: the database's own COPY of the same query."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -18,6 +19,16 @@ from jobplatform import csvfile, jobs, templating
 OWN_TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
 
+@contextlib.contextmanager
+def own_templates() -> Iterator[None]:
+    """Has this package's templates among those that this process knows."""
+    templates.__path__.append(str(OWN_TEMPLATES))
+    try:
+        yield
+    finally:
+        templates.__path__.remove(str(OWN_TEMPLATES))
+
+
 class _Hash:
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -34,8 +45,6 @@ class Expected:
         self._url = database_url
         self._known: dict[str, str] = {}
         self._lock = threading.Lock()
-        if str(OWN_TEMPLATES) not in templates.__path__:
-            templates.__path__.append(str(OWN_TEMPLATES))
 
     def sha256(self, template: str, parameters: dict[str, Any]) -> str:
         name = json.dumps([template, parameters], sort_keys=True)

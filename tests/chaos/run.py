@@ -13,12 +13,12 @@ from infra.local.up import LocalTarget
 from tests.chaos import plan, protections, report, under_test
 from tests.chaos.checks import Checks
 from tests.chaos.customers import Customers
-from tests.chaos.expected import Expected
+from tests.chaos.expected import Expected, own_templates
 from tests.chaos.ledger import Ledger
 from tests.chaos.options import Options
 from tests.chaos.troubles import Troubles
 
-_SETTLE_SECONDS = 60.0
+_SETTLE_SECONDS = 120.0
 _SETTLE_SECONDS_PER_JOB = 1.5
 _CLEANINGS = 20
 _FEW_LEFT = 0.05
@@ -39,7 +39,7 @@ def run(options: Options, screen: report.Screen) -> Ledger:
             sample_data=options.database_url is None,
         )
         screen.now("starting the embedded target and deploying onto it")
-        with target:
+        with target, own_templates():
             run = _Run(options, screen, target, faults_file)
             try:
                 return run.run()
