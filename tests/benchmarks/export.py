@@ -86,29 +86,15 @@ def _processors(bench: Bench, name: str, ways: dict[str, Timed]) -> Iterator[Res
 
 def _processor_seconds(bench: Bench, work: Timed) -> tuple[float, float]:
     postmaster = psutil.Process(bench.server.process.pid)
-    _wait_for_sessions_to_end(postmaster)
+    others = set(postmaster.children())
     server, client = _of_children(postmaster), sum(os.times()[:4])
     work()
     client = sum(os.times()[:4]) - client
-    _wait_for_sessions_to_end(postmaster)
-    return _of_children(postmaster) - server, client
-
-
-def _wait_for_sessions_to_end(postmaster: psutil.Process) -> None:
-    """A session's time is added to the postmaster's when it has ended."""
+    # A session's time is added to the postmaster's when that has noticed its end.
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not any(map(_is_session, postmaster.children())):
-            return
+    while set(postmaster.children()) - others and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _is_session(process: psutil.Process) -> bool:
-    try:
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return ended or " data 127.0.0.1" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return True
+    return _of_children(postmaster) - server, client
 
 
 def _of_children(process: psutil.Process) -> float:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -208,12 +209,10 @@ def _logged(log: Path, start: int) -> list[str]:
         lines = file.read().splitlines()
     found = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        for mark in ("LOG:  execute <unnamed>: ", "LOG:  statement: "):
-            _, marked, statement = line.partition(mark)
-            if marked:
-                # A statement that begins with a line's end goes on in the next line.
-                words = (statement or following).split(maxsplit=1)
-                found.append(words[0].upper())
+        if logged := re.search(r"LOG:  (?:statement|execute [^:]+): (.*)", line):
+            # A statement that begins with a line's end goes on in the next line.
+            words = (logged[1] or following).split(maxsplit=1)
+            found.append(words[0].upper())
     return found
 
 
