@@ -21,6 +21,8 @@ def client(service: str, endpoint_url: str | None = None) -> Any:
             read_timeout=60 if service == "s3" else 10,
             retries={"mode": "standard", "max_attempts": 3},
             max_pool_connections=8,
+            # A fixed one: composing boto3's own anew for each request takes a tenth of its time.
+            user_agent=f"async-job-platform boto3/{boto3.__version__}",
             # Without this, boto3 still presigns in version 2 in some regions, which S3 refuses for
             # buckets with KMS keys and for response headers.
             signature_version="s3v4" if service == "s3" else None,

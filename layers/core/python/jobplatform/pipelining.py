@@ -13,6 +13,7 @@ keep prepared statements apart (PgBouncer does from 1.21 on).
 
 import contextlib
 import dataclasses
+import datetime as dt
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ import pg8000.dbapi
 
 _BEGIN = "begin transaction"
 _MAX_PREPARED = 64
+_TIMESTAMPTZ = 1184
 # What was prepared no longer fits the tables, or is not known (a pooler gave us another session).
 _PREPARE_AGAIN = {"0A000", "26000"}
 _CONSTRAINT_VIOLATION = "23"
@@ -44,6 +46,8 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         self._prepared: dict[tuple[str, Sequence[int]], _Prepared] = {}
         self._names = (f"s{number}".encode() for number in itertools.count())
         super().__init__(*arguments, **named)
+        # pg8000's own way by strptime takes five times as long.
+        self.register_in_adapter(_TIMESTAMPTZ, dt.datetime.fromisoformat)
 
     def defer(self, statement: str) -> None:
         """Sends a statement together with the next one, before it and in its transaction.
