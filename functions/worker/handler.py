@@ -49,11 +49,16 @@ def _worker() -> run_job.Worker:
 
 
 def handle_record(record: SQSRecord, lambda_context: LambdaContext) -> None:
-    """A doorbell that cannot be read fails, and so comes to the dead-letter queue."""
-    queue.parse(record.body)
+    """A doorbell that cannot be read fails, and so comes to the dead-letter queue, at once."""
+    try:
+        bell = queue.parse(record.body)
+    except ValueError:
+        _worker().queue.give_back(record.receipt_handle)
+        raise
     worker = dataclasses.replace(_worker(), name=lambda_context.aws_request_id)
     done = run_job.drain(
         worker,
+        bell=bell,
         seconds_left=lambda: lambda_context.get_remaining_time_in_millis() / 1000,
         clock=time.monotonic,
     )

@@ -109,6 +109,23 @@ def test_batch_of_which_nothing_can_be_read_is_all_failed(api: Api, body: str) -
 
 
 @pytest.mark.usefixtures("environment")
+def test_doorbell_that_nobody_can_read_is_no_longer_hidden(queue: queue.Queue) -> None:
+    """So it comes to the dead-letter queue after a few seconds, not after five times 90 minutes."""
+    sqs = queue._client
+    sqs.send_message(QueueUrl=queue.url, MessageBody="no doorbell")
+    [message] = sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=5400)["Messages"]
+    event = load_event("worker_doorbell")
+    [record] = event["Records"]
+    record |= {"body": message["Body"], "receiptHandle": message["ReceiptHandle"]}
+
+    answer = worker.lambda_handler(event, Context())
+
+    assert answer == {"batchItemFailures": [{"itemIdentifier": record["messageId"]}]}
+    [again] = sqs.receive_message(QueueUrl=queue.url)["Messages"]
+    assert again["MessageId"] == message["MessageId"]
+
+
+@pytest.mark.usefixtures("environment")
 def test_tick_rings_for_what_is_due_and_counts_it(
     api: Api, queue: queue.Queue, emitted: list[dict[str, Any]]
 ) -> None:

@@ -1,6 +1,7 @@
 """Who gets a job, and what a token that is no longer the job's can do: nothing."""
 
 import datetime as dt
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -90,31 +91,39 @@ def test_nothing_due_is_nothing_claimed(engine: sa.Engine, client_id: uuid.UUID)
     assert store.count(engine, "attempts") == 0
 
 
+def answer(worker: run_job.Worker, bell: uuid.UUID) -> int:
+    """A worker comes for the doorbell of this job."""
+    return run_job.drain(worker, bell=bell, seconds_left=lambda: 60.0, clock=time.monotonic)
+
+
 def test_a_doorbell_that_finds_nothing_is_dropped(
     worker: run_job.Worker, client_id: uuid.UUID
 ) -> None:
-    assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10)
+    heard = bells.listen(worker.queue)
 
-    store.add(worker.engine, client_id, run_at=dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10))
+    for bell in (uuid.uuid4(), store.add(worker.engine, client_id, run_at=later)):
+        assert answer(worker, bell) == 0
 
-    assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
-    assert _messages(worker) == 0
+    assert heard == []
 
 
 def test_a_doorbell_that_is_a_moment_early_rings_again_in_time(
     worker: run_job.Worker, client_id: uuid.UUID
 ) -> None:
-    store.add(worker.engine, client_id, run_at=dt.datetime.now(dt.UTC) + 3 * SECOND)
+    soon = dt.datetime.now(dt.UTC) + 3 * SECOND
+    job_id = store.add(worker.engine, client_id, run_at=soon)
+    heard = bells.listen(worker.queue)
 
-    assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
+    assert answer(worker, job_id) == 0
 
-    assert _messages(worker) == 1
+    assert heard == [bells.Bell(job_id, 3)]
 
 
 def test_a_doorbell_for_a_job_that_somebody_holds_does_not_ring_at_once(
     worker: run_job.Worker, client_id: uuid.UUID
 ) -> None:
-    """Otherwise doorbells would chase each other for as long as the row is locked."""
+    """Otherwise it would come back again and again for as long as the row is locked."""
     job_id = store.add(worker.engine, client_id)
     heard = bells.listen(worker.queue)
     with worker.engine.connect() as holder, holder.begin():
@@ -122,10 +131,41 @@ def test_a_doorbell_for_a_job_that_somebody_holds_does_not_ring_at_once(
             sa.text("SELECT FROM jobplatform.jobs WHERE id = :id FOR UPDATE"), {"id": job_id}
         )
 
-        assert run_job.run_job(worker, seconds_left=lambda: 60.0) is None
+        assert answer(worker, job_id) == 0
 
-    [bell] = heard
-    assert 1 <= bell.delay <= 5
+    assert heard == [bells.Bell(job_id, 1)]
+
+
+def test_a_doorbell_is_not_kept_alive_by_other_jobs_that_are_almost_due(
+    worker: run_job.Worker, client_id: uuid.UUID
+) -> None:
+    """Under a steady schedule some job always is, and doorbells would become ever more."""
+    soon = dt.datetime.now(dt.UTC) + 3 * SECOND
+    scheduled = [store.add(worker.engine, client_id, run_at=soon) for _ in range(3)]
+    done = store.add(worker.engine, client_id)
+    assert store.claim(worker.engine) is not None
+    heard = bells.listen(worker.queue)
+
+    # Doorbells come back as often as they are rung for.
+    waiting = [*scheduled, done, done, uuid.UUID(int=0)]
+    for bell in waiting:
+        assert answer(worker, bell) == 0
+    for _ in range(5):
+        again, heard[:] = list(heard), []
+        for each in again:
+            assert answer(worker, each.job_id) == 0
+
+    assert sorted(each.job_id for each in heard) == sorted(scheduled)
+
+
+def test_a_doorbell_that_cannot_be_rung_again_is_no_failure(
+    worker: run_job.Worker, client_id: uuid.UUID
+) -> None:
+    soon = dt.datetime.now(dt.UTC) + 3 * SECOND
+    job_id = store.add(worker.engine, client_id, run_at=soon)
+    worker.queue.url += "-that-is-not-there"
+
+    assert answer(worker, job_id) == 0
 
 
 def test_a_claim_is_a_new_attempt_with_a_lease(engine: sa.Engine, client_id: uuid.UUID) -> None:

@@ -137,7 +137,7 @@ STEPS: dict[str, Step] = {
     "claim": lambda conn, _: job_store.claim(
         conn, token=uuid.uuid4(), worker="w", lease=MINUTE, weights=store.WEIGHTS
     ),
-    "next due": lambda conn, _: job_store.next_due_in(conn) is not None,
+    "due in": lambda conn, _: job_store.due_in(conn, a_job(conn, "queued")) is not None,
     "due": lambda conn, _: job_store.due(
         conn, ahead=MINUTE, ring_again_after=5 * MINUTE, limit=1_000
     ),

@@ -448,10 +448,12 @@ def due(
     return [(row.id, float(row.seconds)) for row in rows]
 
 
-def next_due_in(conn: sa.Connection) -> float | None:
-    """Seconds until the next queued job is due (0: it is), None where none waits."""
-    seconds = sa.extract("epoch", sa.func.min(jobs.c.available_at) - sa.func.clock_timestamp())
-    found = conn.scalar(sa.select(seconds).where(jobs.c.status == JobStatus.QUEUED))
+def due_in(conn: sa.Connection, job_id: uuid.UUID) -> float | None:
+    """Seconds until the job is due (0: it is), None where it is not queued."""
+    seconds = sa.extract("epoch", jobs.c.available_at - sa.func.clock_timestamp())
+    found = conn.scalar(
+        sa.select(seconds).where(jobs.c.id == job_id, jobs.c.status == JobStatus.QUEUED)
+    )
     return None if found is None else max(0.0, float(found))
 
 

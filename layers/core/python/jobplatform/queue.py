@@ -30,6 +30,12 @@ class Queue:
         """Sends a message as it was, for an operator who redrives it."""
         self._client.send_message(QueueUrl=self.url, MessageBody=text)
 
+    def give_back(self, receipt: str) -> None:
+        """Lets a message that was received be delivered again at once."""
+        self._client.change_message_visibility(
+            QueueUrl=self.url, ReceiptHandle=receipt, VisibilityTimeout=0
+        )
+
     def ring_all(self, due: Iterable[tuple[uuid.UUID, float]]) -> list[uuid.UUID]:
         """Rings for up to ten jobs (an SQS batch): the ids that SQS took."""
         due = list(due)

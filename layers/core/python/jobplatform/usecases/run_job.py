@@ -39,6 +39,7 @@ from jobplatform.settings import (
 _SLOW_BYTES_A_SECOND = 10 * 2**20
 # An export that cannot be handed over is given up when so little time is left, before Lambda kills
 # it.
+_EARLY_SECONDS = 5.0
 _STOP_SECONDS = 10.0
 _LEAVE_SECONDS = 1.0
 _INTERRUPT_AGAIN_SECONDS = 0.5
@@ -61,7 +62,13 @@ class Worker:
     settings: WorkerSettings
 
 
-def drain(worker: Worker, *, seconds_left: Callable[[], float], clock: Callable[[], float]) -> int:
+def drain(
+    worker: Worker,
+    *,
+    bell: uuid.UUID,
+    seconds_left: Callable[[], float],
+    clock: Callable[[], float],
+) -> int:
     """Runs due jobs one after the other for a short time: the number that were run.
 
     Small jobs then cost less than an invocation each. When the time is over while jobs wait, they
@@ -69,10 +76,13 @@ def drain(worker: Worker, *, seconds_left: Callable[[], float], clock: Callable[
     """
     until = clock() + worker.settings.drain_for.total_seconds()
     done = 0
+    `bell` is the job that the doorbell was rung for; any job may be next.
+
     while run_job(worker, seconds_left=seconds_left) is not None:
         done += 1
         if clock() >= until:
-            break
+            return done
+    _ring_again_if_early(worker, bell)
     return done
 
 
@@ -89,7 +99,6 @@ def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | 
             conn, token=token, worker=worker.name, lease=worker.jobs.lease, weights=weights
         )
     if job is None:
-        _ring_for_the_almost_due(worker)
         return None
     logger.append_keys(job_id=str(job.id), template=job.template_name, attempt=job.attempts)
     faults.point("claim.after")
@@ -100,13 +109,20 @@ def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | 
     return job
 
 
-def _ring_for_the_almost_due(worker: Worker) -> None:
-    """A doorbell that came a moment too early would be lost until the dispatcher's next tick."""
-    with database.transaction(worker.engine) as conn:
-        seconds = job_store.next_due_in(conn)
-    if seconds is not None and seconds <= 5:
-        # A job that is due but locked would have its doorbells chase each other.
-        worker.queue.ring(uuid.UUID(int=0), after=max(1.0, seconds))
+def _ring_again_if_early(worker: Worker, bell: uuid.UUID) -> None:
+    """A doorbell that came a moment too early would be lost until the dispatcher's next tick.
+
+    Other jobs have doorbells of their own: to ring for them too would keep every doorbell alive.
+    """
+    try:
+        with database.transaction(worker.engine) as conn:
+            seconds = job_store.due_in(conn, bell)
+        if seconds is not None and seconds <= _EARLY_SECONDS:
+            # A job that is due but locked would have its doorbell come back at once.
+            worker.queue.ring(bell, after=max(1.0, seconds))
+    except Exception:
+        # The dispatcher rings for every job that nobody started.
+        logger.warning("doorbell not rung again", exc_info=True)
 
 
 class _HandOver(Exception):
