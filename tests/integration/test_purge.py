@@ -567,6 +567,35 @@ def test_only_a_submit_with_the_very_key_that_is_being_freed_waits(
         store.add(own, client_id, idempotency_key="other")
         with pytest.raises(sa.exc.DBAPIError, match="lock timeout"):
             store.add(own, client_id, idempotency_key="old")
+def test_uploads_come_last_and_end_in_time_too(
+    engine: sa.Engine, bucket: results.Bucket, client_id: uuid.UUID
+) -> None:
+    for number in range(3):
+        upload(bucket, f"results/{client_id}/{uuid.uuid4()}/{number}.csv")
+    succeeded(engine, bucket, client_id)
+    store.age(engine, store.SETTINGS.retention + store.DAY)
+    left = [900.0]
+
+    def run_out(**_: Any) -> None:
+        left[0] = 20.0
+
+    bucket.client.meta.events.register("before-call.s3.AbortMultipartUpload", run_out)
+
+    done = run_purge(
+        engine, bucket, now=dt.datetime.now(dt.UTC) + 2 * store.DAY, seconds_left=lambda: left[0]
+    )
+
+    assert (done.jobs, done.uploads, done.complete) == (1, 1, False)
+    assert len(platform.left_in(bucket)) == 2
+    left[0] = 20.0
+    listed: list[Any] = []
+    bucket.client.meta.events.register(
+        "before-call.s3.ListMultipartUploads", lambda **_: listed.append(1)
+    )
+    assert run_purge(engine, bucket, seconds_left=lambda: left[0]).uploads == 0
+    assert listed == []
+
+
 
     assert store.add(engine, client_id, idempotency_key="old")
 

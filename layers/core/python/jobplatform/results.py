@@ -16,7 +16,7 @@ import json
 import queue
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from botocore import exceptions as aws
@@ -143,18 +143,16 @@ class Bucket:
             if error.response["Error"]["Code"] != "NoSuchUpload":
                 raise
 
-    def uploads_before(self, moment: dt.datetime) -> list[tuple[str, str]]:
-        """Unfinished uploads begun before `moment`: (key, upload id)."""
-        found: list[tuple[str, str]] = []
+    def uploads_before(self, moment: dt.datetime) -> Iterator[list[tuple[str, str]]]:
+        """Unfinished uploads begun before `moment`, in batches of up to 1,000: (key, upload id)."""
         for page in self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.name, Prefix="results/"
         ):
-            found += [
+            yield [
                 (upload["Key"], upload["UploadId"])
                 for upload in page.get("Uploads", [])
                 if upload["Initiated"] < moment
             ]
-        return found
 
 
 _MANIFEST_SUFFIX = ".manifest.json"

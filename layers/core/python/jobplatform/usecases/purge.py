@@ -68,10 +68,13 @@ def purge(
                 lambda: _results(engine, bucket, result_settings.purge_grace)
             ),
             "attempts": lambda: repeat(attempts),
-            "uploads": lambda: _uploads(engine, bucket, now - result_settings.upload_ttl),
             "keys": rows(job_store.forget_expired_keys),
             "jobs": rows(job_store.delete_expired),
             "clients": rows(client_store.delete_removed),
+            # Last, as it has to look at all uploads to find the few that are left over.
+            "uploads": lambda: _uploads(
+                engine, bucket, now - result_settings.upload_ttl, enough_time
+            ),
         }
     )
     logger.info("purged", extra=done)
@@ -104,17 +107,21 @@ def _results(engine: sa.Engine, bucket: results.Bucket, grace: dt.timedelta) -> 
     return len(gone)
 
 
-def _uploads(engine: sa.Engine, bucket: results.Bucket, moment: dt.datetime) -> int:
+def _uploads(
+    engine: sa.Engine,
+    bucket: results.Bucket,
+    moment: dt.datetime,
+    enough_time: Callable[[], bool],
+) -> int:
     """Ends uploads that no attempt will finish: of purged jobs, or begun by a worker given up."""
     ended = 0
-    old = bucket.uploads_before(moment)
-    for start in range(0, len(old), _BATCH):
-        batch = old[start : start + _BATCH]
+    batches = bucket.uploads_before(moment)
+    while enough_time() and (batch := next(batches, None)) is not None:
         tokens = {key: results.upload_token(key) for key, _ in batch}
         with database.transaction(engine) as conn:
             live = job_store.live_tokens(conn, [token for token in tokens.values() if token])
         for key, upload_id in batch:
-            if tokens[key] not in live:
+            if tokens[key] not in live and enough_time():
                 bucket.abort(key, upload_id)
                 ended += 1
     return ended
