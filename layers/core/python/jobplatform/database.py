@@ -17,7 +17,7 @@ import pg8000.native
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from jobplatform import errors, pipelining, tables
+from jobplatform import aws, errors, pipelining, tables
 
 CONNECT_TIMEOUT = 5.0
 DriverError = pg8000.native.DatabaseError
@@ -213,7 +213,5 @@ def _tls(sslmode: str, ca_file: str | None) -> ssl.SSLContext:
 
 @functools.cache
 def _secret(arn: str) -> dict[str, str]:
-    import boto3
-
-    value = boto3.client("secretsmanager").get_secret_value(SecretId=arn)["SecretString"]
+    value = aws.client("secretsmanager").get_secret_value(SecretId=arn)["SecretString"]
     return cast(dict[str, str], json.loads(value))
