@@ -9,7 +9,15 @@ import pytest
 import sqlalchemy as sa
 
 from infra.local import postgres
-from jobplatform import client_store, database, job_store, jobs, migrations, settings
+from jobplatform import (
+    client_store,
+    database,
+    job_store,
+    jobs,
+    migrations,
+    operator_store,
+    settings,
+)
 from tests.helpers import store
 
 JOBS = 20_000
@@ -109,6 +117,18 @@ def a_job(conn: sa.Connection, status: str) -> uuid.UUID:
     return found
 
 
+def tokens(conn: sa.Connection) -> list[uuid.UUID]:
+    """Of uploads that go on, and of others."""
+    return list(
+        conn.scalars(
+            sa.text(
+                "(SELECT token FROM jobplatform.attempts WHERE finished_at IS NULL LIMIT 1)"
+                " UNION ALL (SELECT token FROM jobplatform.attempts ORDER BY token LIMIT 50)"
+            )
+        )
+    )
+
+
 def owner_of(conn: sa.Connection, key: str) -> uuid.UUID:
     found = conn.scalar(
         sa.text("SELECT client_id FROM jobplatform.jobs WHERE idempotency_key = :key LIMIT 1"),
@@ -171,6 +191,7 @@ STEPS: dict[str, Step] = {
     "attempts to clean": lambda conn, _: job_store.attempts_to_clean(
         conn, worker_life=16 * MINUTE, limit=100
     ),
+    "live uploads": lambda conn, _: job_store.live_tokens(conn, tokens(conn)),
     "expired results": lambda conn, _: job_store.expired_results(
         conn, grace=dt.timedelta(0), limit=500
     ),
@@ -235,6 +256,17 @@ def test_a_removed_client_is_found_by_an_index(grown: sa.Engine) -> None:
         return client_store.hasten_removed(conn, limit=100)
 
     for plan in plans(grown, hasten):
+        for node in nodes(plan):
+            if node.get("Relation Name") in LARGE:
+                assert node["Node Type"] != "Seq Scan", plan
+
+
+def test_what_a_purge_would_take_is_counted_by_indexes(grown: sa.Engine) -> None:
+    def count(conn: sa.Connection, client_id: uuid.UUID) -> dict[str, int]:
+        client_store.remove(conn, client_id)
+        return operator_store.purgeable(conn, grace=dt.timedelta(0))
+
+    for plan in plans(grown, count):
         for node in nodes(plan):
             if node.get("Relation Name") in LARGE:
                 assert node["Node Type"] != "Seq Scan", plan

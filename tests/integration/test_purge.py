@@ -452,6 +452,61 @@ def test_a_removed_client_whose_job_ends_as_it_goes_leaves_nothing_either(
         assert store.count(engine, table) == 0
 
 
+def test_a_client_removed_between_two_hand_overs_leaves_nothing(
+    engine: sa.Engine, bucket: results.Bucket, client_id: uuid.UUID, purge: Purge
+) -> None:
+    store.add(engine, client_id)
+    job = store.claim(engine)
+    assert job is not None
+    upload(bucket, jobs.result_key(job, store.token_of(job)))
+    assert store.requeue(engine, job, checkpoint={"upload_token": str(job.attempt_token)})
+    with engine.begin() as conn:
+        client_store.remove(conn, client_id)
+
+    purge()
+
+    assert platform.left_in(bucket) == []
+    for table in ("jobs", "attempts", "clients"):
+        assert store.count(engine, table) == 0
+
+
+def test_the_checkpoint_of_a_job_that_has_ended_keeps_nothing(
+    engine: sa.Engine, bucket: results.Bucket, client_id: uuid.UUID
+) -> None:
+    job_id = store.add(engine, client_id)
+    job = store.claim(engine)
+    assert job is not None
+    token = store.token_of(job)
+    upload(bucket, jobs.result_key(job, token))
+    assert store.end(engine, job)
+    store.change(engine, job_id, checkpoint={"upload_token": str(token)})
+
+    with engine.begin() as conn:
+        assert job_store.live_tokens(conn, [token]) == set()
+        assert job_store.attempts_to_clean(conn, worker_life=HOUR, limit=1)
+
+
+def test_an_upload_that_went_on_to_another_attempt_is_live_until_that_ends(
+    engine: sa.Engine, client_id: uuid.UUID
+) -> None:
+    store.add(engine, client_id)
+    first = store.claim(engine)
+    assert first is not None
+    token = store.token_of(first)
+    assert store.requeue(
+        engine, first, after=dt.timedelta(0), checkpoint={"upload_token": str(token)}
+    )
+    second = store.claim(engine)
+    assert second is not None
+    store.change(engine, second.id, checkpoint=None)
+
+    with engine.begin() as conn:
+        assert job_store.live_tokens(conn, [token, uuid.uuid4()]) == {token}
+    assert store.end(engine, second)
+    with engine.begin() as conn:
+        assert job_store.live_tokens(conn, [token]) == set()
+
+
 def test_every_step_takes_a_bounded_batch(
     engine: sa.Engine,
     bucket: results.Bucket,
@@ -512,6 +567,35 @@ def test_a_purge_stops_in_time_and_the_next_goes_on(
     assert run_purge(engine, bucket).jobs == 50 - done.jobs
 
 
+def test_uploads_come_last_and_end_in_time_too(
+    engine: sa.Engine, bucket: results.Bucket, client_id: uuid.UUID
+) -> None:
+    for number in range(3):
+        upload(bucket, f"results/{client_id}/{uuid.uuid4()}/{number}.csv")
+    succeeded(engine, bucket, client_id)
+    store.age(engine, store.SETTINGS.retention + store.DAY)
+    left = [900.0]
+
+    def run_out(**_: Any) -> None:
+        left[0] = 20.0
+
+    bucket.client.meta.events.register("before-call.s3.AbortMultipartUpload", run_out)
+
+    done = run_purge(
+        engine, bucket, now=dt.datetime.now(dt.UTC) + 2 * store.DAY, seconds_left=lambda: left[0]
+    )
+
+    assert (done.jobs, done.uploads, done.complete) == (1, 1, False)
+    assert len(platform.left_in(bucket)) == 2
+    left[0] = 20.0
+    listed: list[Any] = []
+    bucket.client.meta.events.register(
+        "before-call.s3.ListMultipartUploads", lambda **_: listed.append(1)
+    )
+    assert run_purge(engine, bucket, seconds_left=lambda: left[0]).uploads == 0
+    assert listed == []
+
+
 STEPS: dict[str, Callable[[sa.Connection], Any]] = {
     "keys": lambda conn: job_store.forget_expired_keys(conn, limit=500),
     "jobs": lambda conn: job_store.delete_expired(conn, limit=500),
@@ -567,35 +651,6 @@ def test_only_a_submit_with_the_very_key_that_is_being_freed_waits(
         store.add(own, client_id, idempotency_key="other")
         with pytest.raises(sa.exc.DBAPIError, match="lock timeout"):
             store.add(own, client_id, idempotency_key="old")
-def test_uploads_come_last_and_end_in_time_too(
-    engine: sa.Engine, bucket: results.Bucket, client_id: uuid.UUID
-) -> None:
-    for number in range(3):
-        upload(bucket, f"results/{client_id}/{uuid.uuid4()}/{number}.csv")
-    succeeded(engine, bucket, client_id)
-    store.age(engine, store.SETTINGS.retention + store.DAY)
-    left = [900.0]
-
-    def run_out(**_: Any) -> None:
-        left[0] = 20.0
-
-    bucket.client.meta.events.register("before-call.s3.AbortMultipartUpload", run_out)
-
-    done = run_purge(
-        engine, bucket, now=dt.datetime.now(dt.UTC) + 2 * store.DAY, seconds_left=lambda: left[0]
-    )
-
-    assert (done.jobs, done.uploads, done.complete) == (1, 1, False)
-    assert len(platform.left_in(bucket)) == 2
-    left[0] = 20.0
-    listed: list[Any] = []
-    bucket.client.meta.events.register(
-        "before-call.s3.ListMultipartUploads", lambda **_: listed.append(1)
-    )
-    assert run_purge(engine, bucket, seconds_left=lambda: left[0]).uploads == 0
-    assert listed == []
-
-
 
     assert store.add(engine, client_id, idempotency_key="old")
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql as pg
 
-from jobplatform import errors
+from jobplatform import errors, job_store
 from jobplatform.tables import api_keys, clients, jobs
 
 # A result of a removed client has no grace: it is past any.
@@ -137,17 +137,10 @@ def remove(conn: sa.Connection, client_id: uuid.UUID) -> list[str]:
         .returning(api_keys.c.api_key_id)
     )
     ids = list(key_ids)
-    queued = jobs.c.status == "queued"
     conn.execute(
         sa.update(jobs)
         .where(jobs.c.client_id == client_id, jobs.c.status.in_(["queued", "running"]))
-        .values(
-            cancel_requested_at=sa.func.now(),
-            status=sa.case((queued, "cancelled"), else_=jobs.c.status),
-            status_reason=sa.case((queued, "client removed"), else_=jobs.c.status_reason),
-            finished_at=sa.case((queued, sa.func.now()), else_=jobs.c.finished_at),
-            expires_at=sa.case((queued, sa.func.now()), else_=jobs.c.expires_at),
-        )
+        .values(job_store.cancelled("client removed", retention=dt.timedelta(0)))
     )
     return ids
 

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from jobplatform import errors
 from jobplatform.jobs import Compression, Job, JobStatus, Result, ResultFormat
-from jobplatform.tables import attempts, jobs, transitions
+from jobplatform.tables import any_of, attempts, jobs, transitions
 
 _now = sa.func.now()
 
@@ -368,25 +368,30 @@ def cancel(
 
     The second cancel of a running job changes nothing and answers the job.
     """
-    queued = jobs.c.status == JobStatus.QUEUED
     statement = (
         sa.update(jobs)
         .where(jobs.c.id == job_id, jobs.c.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]))
-        .values(
-            cancel_requested_at=sa.func.coalesce(jobs.c.cancel_requested_at, _now),
-            status=sa.case((queued, JobStatus.CANCELLED.value), else_=jobs.c.status),
-            status_reason=sa.case((queued, "cancelled while queued"), else_=jobs.c.status_reason),
-            # So that the upload of an export that was handed over is nobody's any more.
-            checkpoint=sa.case((queued, sa.null()), else_=jobs.c.checkpoint),
-            finished_at=sa.case((queued, _now), else_=jobs.c.finished_at),
-            expires_at=sa.case((queued, _now + retention), else_=jobs.c.expires_at),
-        )
+        .values(cancelled("cancelled while queued", retention=retention))
         .returning(jobs)
     )
     if client_id is not None:
         statement = statement.where(jobs.c.client_id == client_id)
     row = conn.execute(statement).first()
     return _job(row) if row else None
+
+
+def cancelled(reason: str, *, retention: dt.timedelta) -> dict[str, Any]:
+    """The values that cancel an unfinished job: it ends if it is queued, else it is marked."""
+    queued = jobs.c.status == JobStatus.QUEUED
+    return {
+        "cancel_requested_at": sa.func.coalesce(jobs.c.cancel_requested_at, _now),
+        "status": sa.case((queued, JobStatus.CANCELLED.value), else_=jobs.c.status),
+        "status_reason": sa.case((queued, reason), else_=jobs.c.status_reason),
+        # So that the upload of an export that was handed over is nobody's any more.
+        "checkpoint": sa.case((queued, sa.null()), else_=jobs.c.checkpoint),
+        "finished_at": sa.case((queued, _now), else_=jobs.c.finished_at),
+        "expires_at": sa.case((queued, _now + retention), else_=jobs.c.expires_at),
+    }
 
 
 def expired_leases(conn: sa.Connection, *, limit: int) -> list[uuid.UUID]:
@@ -461,7 +466,7 @@ def mark_rung(conn: sa.Connection, job_ids: Iterable[uuid.UUID]) -> None:
     """Notes that a doorbell went out, so that the next tick does not send another."""
     conn.execute(
         sa.update(jobs)
-        .where(jobs.c.id.in_(list(job_ids)), jobs.c.status == JobStatus.QUEUED)
+        .where(jobs.c.id == any_of(job_ids), jobs.c.status == JobStatus.QUEUED)
         .values(rung_at=_now)
     )
 
@@ -481,7 +486,8 @@ def attempts_to_clean(
 ) -> list[Remains]:
     """Ended, unpublished attempts whose uploads are not yet known to be gone.
 
-    An attempt that handed its upload over is left alone until the job has no checkpoint any more.
+    An attempt that handed its upload over is left alone until the job has no checkpoint any more,
+    or has ended.
     One whose worker was lost comes twice: at once, and when that worker cannot be alive any more,
     as it may have written something after the first time.
     """
@@ -496,6 +502,7 @@ def attempts_to_clean(
             attempts.c.cleaned_at.is_(None),
             sa.or_(attempts.c.erased_at.is_(None), attempts.c.started_at < longest),
             sa.or_(
+                jobs.c.finished_at.is_not(None),
                 jobs.c.checkpoint.is_(None),
                 jobs.c.checkpoint["upload_token"].astext
                 != sa.cast(attempts.c.upload_token, sa.Text),
@@ -519,22 +526,29 @@ def mark_cleaned(
     ended = sa.or_(attempts.c.outcome != "worker_lost", attempts.c.started_at < _now - worker_life)
     conn.execute(
         sa.update(attempts)
-        .where(attempts.c.token.in_(list(tokens)))
+        .where(attempts.c.token == any_of(tokens))
         .values(erased_at=_now, cleaned_at=sa.case((ended, _now)))
     )
 
 
 def live_tokens(conn: sa.Connection, tokens: Iterable[uuid.UUID]) -> set[uuid.UUID]:
-    """Which of these upload tokens a running or handed-over attempt may still write to."""
+    """Which of these upload tokens a running or handed-over attempt may still write to.
+
+    An upload has the token of the attempt that began it; others of its job may have gone on.
+    """
+    began = attempts.alias("began")
     rows = conn.scalars(
-        sa.select(attempts.c.upload_token)
-        .join_from(attempts, jobs, jobs.c.id == attempts.c.job_id)
+        sa.select(began.c.token)
+        .distinct()
+        .join_from(began, jobs, jobs.c.id == began.c.job_id)
+        .join(attempts, attempts.c.job_id == jobs.c.id)
         .where(
-            attempts.c.upload_token.in_(list(tokens)),
+            began.c.token == any_of(tokens),
+            began.c.token == attempts.c.upload_token,
+            jobs.c.finished_at.is_(None),
             sa.or_(
                 attempts.c.finished_at.is_(None),
-                jobs.c.checkpoint["upload_token"].astext
-                == sa.cast(attempts.c.upload_token, sa.Text),
+                jobs.c.checkpoint["upload_token"].astext == sa.cast(began.c.token, sa.Text),
             ),
         )
     )
@@ -576,7 +590,7 @@ def expired_results(
 
 
 def mark_results_deleted(conn: sa.Connection, job_ids: Iterable[uuid.UUID]) -> None:
-    conn.execute(sa.update(jobs).where(jobs.c.id.in_(list(job_ids))).values(result_deleted_at=_now))
+    conn.execute(sa.update(jobs).where(jobs.c.id == any_of(job_ids)).values(result_deleted_at=_now))
 
 
 def delete_expired(conn: sa.Connection, *, limit: int) -> int:

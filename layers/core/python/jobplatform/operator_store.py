@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from jobplatform.jobs import JobStatus
-from jobplatform.tables import attempts, clients, jobs
+from jobplatform.tables import any_of, attempts, clients, jobs
 
 _now = sa.func.now()
 _QUEUED = jobs.c.status == JobStatus.QUEUED
@@ -164,43 +164,45 @@ def note_dead_letters(
 
 
 def statuses(conn: sa.Connection, job_ids: list[uuid.UUID]) -> dict[uuid.UUID, str]:
-    rows = conn.execute(sa.select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(job_ids)))
+    rows = conn.execute(sa.select(jobs.c.id, jobs.c.status).where(jobs.c.id == any_of(job_ids)))
     return {row.id: row.status for row in rows}
 
 
 def purgeable(conn: sa.Connection, *, grace: dt.timedelta) -> dict[str, int]:
     """How many of each kind a purge would take now, uploads in S3 aside."""
 
-    def count(source: sa.FromClause, *conditions: sa.ColumnElement[bool]) -> Any:
-        statement = sa.select(sa.func.count()).select_from(source).where(*conditions)
-        return statement.scalar_subquery()
+    def count(source: sa.Table, *either: sa.ColumnElement[bool]) -> Any:
+        """Each condition is looked up by an index of its own: an OR of them has none."""
+        found = sa.union(*(sa.select(*source.primary_key).where(each) for each in either))
+        return sa.select(sa.func.count()).select_from(found.subquery()).scalar_subquery()
 
     removed = sa.select(clients.c.id).where(clients.c.removed_at.is_not(None))
     of_removed = jobs.c.client_id.in_(removed)
+    has_result = sa.and_(jobs.c.result_expires_at.is_not(None), jobs.c.result_deleted_at.is_(None))
+    has_ended = sa.and_(jobs.c.finished_at.is_not(None), jobs.c.expires_at.is_not(None))
     row = conn.execute(
         sa.select(
             count(
                 jobs,
-                jobs.c.result_expires_at.is_not(None),
-                jobs.c.result_deleted_at.is_(None),
-                sa.or_(jobs.c.result_expires_at <= _now - grace, of_removed),
+                sa.and_(has_result, jobs.c.result_expires_at <= _now - grace),
+                sa.and_(has_result, of_removed),
             ).label("results"),
             count(
                 attempts,
-                attempts.c.finished_at.is_not(None),
-                attempts.c.outcome != "published",
-                attempts.c.cleaned_at.is_(None),
+                sa.and_(
+                    attempts.c.finished_at.is_not(None),
+                    attempts.c.outcome != "published",
+                    attempts.c.cleaned_at.is_(None),
+                ),
             ).label("attempts"),
             count(
                 jobs,
-                jobs.c.idempotency_key.is_not(None),
-                jobs.c.idempotency_expires_at <= _now,
+                sa.and_(jobs.c.idempotency_key.is_not(None), jobs.c.idempotency_expires_at <= _now),
             ).label("keys"),
             count(
                 jobs,
-                jobs.c.finished_at.is_not(None),
-                jobs.c.expires_at.is_not(None),
-                sa.or_(jobs.c.expires_at <= _now, of_removed),
+                sa.and_(has_ended, jobs.c.expires_at <= _now),
+                sa.and_(has_ended, of_removed),
             ).label("jobs"),
             count(clients, clients.c.removed_at.is_not(None)).label("clients"),
         )

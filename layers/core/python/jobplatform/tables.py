@@ -1,5 +1,9 @@
 """The platform's tables. Migrations make them; a test holds these definitions to those."""
 
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -19,6 +23,11 @@ metadata = sa.MetaData(
 )
 
 _timestamp = sa.DateTime(timezone=True)
+
+
+def any_of(ids: Iterable[uuid.UUID]) -> sa.ColumnElement[Any]:
+    """One parameter for any number of ids, so that it is one prepared statement for all numbers."""
+    return sa.any_(sa.bindparam(None, list(ids), type_=pg.ARRAY(sa.Uuid())))
 
 
 clients = sa.Table(
