@@ -2,7 +2,7 @@
 
 import datetime as dt
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pg8000.core
@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from jobplatform import database, pipelining, settings, tables
+from jobplatform import database, job_store, operator_store, pipelining, settings, tables
 
 
 @pytest.fixture
@@ -240,6 +240,64 @@ def test_more_statements_than_are_kept_all_work(engine: sa.Engine) -> None:
         for number in range(2 * pipelining._MAX_PREPARED):
             found = conn.exec_driver_sql(f"SELECT %s::integer + {number}", (1,)).scalar()
             assert found == number + 1
-        kept = conn.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar()
 
-    assert kept == pipelining._MAX_PREPARED
+        assert len(prepared(conn)) == pipelining._MAX_PREPARED
+
+
+def test_the_statements_used_last_are_the_ones_that_are_kept(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        for number in range(2 * pipelining._MAX_PREPARED):
+            conn.exec_driver_sql(f"SELECT %s::integer + {number}", (1,))
+            conn.exec_driver_sql("SELECT %s::integer + 1000", (1,))
+
+        # Prepared once, as the second of all.
+        assert [each.name for each in prepared(conn) if "1000" in each.statement] == ["s1"]
+
+
+def test_statements_that_fail_leave_nothing_on_the_server(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(_NOTE, {"word": "a", "number": 1})
+    with engine.connect() as conn:
+        for _ in range(3):
+            with pytest.raises(exc.DBAPIError):
+                conn.exec_driver_sql("SELECT 1 / %s::integer", (0,))
+            conn.rollback()
+        # What is forgotten is told with the next statement that has parameters.
+        conn.execute(_NOTE, {"word": "b", "number": 2})
+
+        assert not [each for each in prepared(conn) if "1 /" in each.statement]
+
+
+def test_statements_prepared_again_leave_nothing_on_the_server(engine: sa.Engine) -> None:
+    look = sa.text("SELECT number FROM noted WHERE word = :word")
+    with engine.connect() as conn:
+        for kind in ("text", "integer", "text"):
+            conn.scalar(look, {"word": "a"})
+            conn.commit()
+            conn.exec_driver_sql(f"ALTER TABLE noted ALTER number TYPE {kind} USING number::{kind}")
+            conn.commit()
+            with pytest.raises(exc.DBAPIError, match="cached plan"):
+                conn.scalar(look, {"word": "a"})
+            conn.rollback()
+        conn.scalar(look, {"word": "a"})
+
+        assert len([each for each in prepared(conn) if "noted" in each.statement]) == 1
+
+
+def test_any_number_of_ids_is_one_statement(engine: sa.Engine) -> None:
+    with engine.begin() as conn:
+        for count in range(1, 6):
+            ids = [uuid.uuid4() for _ in range(count)]
+            job_store.mark_rung(conn, ids)
+            job_store.mark_results_deleted(conn, ids)
+            job_store.live_tokens(conn, ids)
+            operator_store.statuses(conn, ids)
+
+        assert len([each for each in prepared(conn) if "jobplatform" in each.statement]) == 4
+
+
+def prepared(conn: sa.Connection) -> Sequence[sa.Row[Any]]:
+    return conn.exec_driver_sql(
+        "SELECT name, statement FROM pg_prepared_statements"
+        " WHERE statement NOT LIKE '%pg_prepared_statements%'"
+    ).all()

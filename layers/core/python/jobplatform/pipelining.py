@@ -7,8 +7,8 @@ server skips the rest once a part fails. Uses private parts of pg8000, whose ver
 
 pg8000 also looks at each character of each statement for its placeholders, a millisecond for a long
 one; here that is remembered. And a statement with parameters is prepared once a connection, which
-saves the server parsing, and after some uses planning it. A pooler between us and the server has to
-keep prepared statements apart (PgBouncer does from 1.21 on).
+saves the server parsing, and after some uses planning it; those used last are kept. A pooler
+between us and the server has to keep prepared statements apart (PgBouncer does from 1.21 on).
 """
 
 import contextlib
@@ -43,7 +43,9 @@ class _Prepared:
 class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._deferred: list[str] = []
+        # The one used last comes last. Names of others are told to the server with what comes next.
         self._prepared: dict[tuple[str, Sequence[int]], _Prepared] = {}
+        self._forgotten: list[bytes] = []
         self._names = (f"s{number}".encode() for number in itertools.count())
         super().__init__(*arguments, **named)
         # pg8000's own way by strptime takes five times as long.
@@ -116,30 +118,40 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         params = pg8000.converters.make_params(self.py_types, vals)
         if self._sock is None:
             raise pg8000.dbapi.InterfaceError("connection is closed")
-        messages = bytearray()
-        for text in self._deferred:
-            messages += self._parse(b"", text, ()) + self._bind(b"", ()) + _EXECUTE
-        known = self._prepared.get((statement, oids))
+        known = self._prepared.pop((statement, oids), None)
         if known is not None:
+            self._prepared[statement, oids] = known
             name = known.name
             context = pg8000.core.Context(
                 statement, columns=known.columns, input_funcs=known.input_funcs
             )
         else:
-            keep = bool(params) and len(self._prepared) < _MAX_PREPARED
-            name = next(self._names) if keep else b""
+            name = next(self._names) if params else b""
             context = pg8000.core.Context(statement)
+            if name and len(self._prepared) >= _MAX_PREPARED:
+                self._forget(next(iter(self._prepared)))
+        messages = bytearray()
+        for old in self._forgotten:
+            messages += _message(b"C", b"S" + old + b"\0")
+        for text in self._deferred:
+            messages += self._parse(b"", text, ()) + self._bind(b"", ()) + _EXECUTE
+        if known is None:
             messages += self._parse(name, statement, oids) + _message(b"D", b"S" + name + b"\0")
         messages += self._bind(name, params) + _EXECUTE + _SYNC
         self._deferred.clear()
+        self._forgotten.clear()
         pg8000.core._write(self._sock, bytes(messages))
         pg8000.core._flush(self._sock)
         try:
             self.handle_messages(context)
         except pg8000.dbapi.DatabaseError as error:
             state = error.args[0].get("C", "")
-            if known is not None and state in _PREPARE_AGAIN:
-                self._prepared.clear()
+            if known is None and name:
+                # It may have been prepared all the same; closing what is not there is no error.
+                self._forgotten.append(name)
+            elif known is not None and state in _PREPARE_AGAIN:
+                for each in list(self._prepared):
+                    self._forget(each)
             if state.startswith(_CONSTRAINT_VIOLATION):
                 # pg8000 has this class and never uses it.
                 raise pg8000.dbapi.IntegrityError(*error.args) from None
@@ -147,6 +159,9 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         if known is None and name:
             self._prepared[statement, oids] = _Prepared(name, context.columns, context.input_funcs)
         return context
+
+    def _forget(self, prepared: tuple[str, Sequence[int]]) -> None:
+        self._forgotten.append(self._prepared.pop(prepared).name)
 
     # https://www.postgresql.org/docs/current/protocol-message-formats.html
     def _parse(self, name: bytes, statement: str, oids: Sequence[int]) -> bytes:
