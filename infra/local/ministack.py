@@ -120,7 +120,8 @@ class MiniStack:
             self._running.stop()
             self._running = None
         if self._process is not None:
-            self._process.poll()
+            # It has ended: this only tells Popen so.
+            self._process.wait(timeout=10)
             self._process = None
 
     def _is_healthy(self) -> bool:

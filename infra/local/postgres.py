@@ -146,9 +146,6 @@ class LocalPostgres:
             self._running.stop()
             self._running = None
         if self._process is not None:
-            self._process.poll()
-            self._process = None
-        if self._process is not None:
             # It has ended: this only tells Popen so.
             self._process.wait(timeout=10)
             self._process = None
