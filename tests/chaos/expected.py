@@ -6,17 +6,21 @@ import hashlib
 import json
 import pathlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pg8000.native
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 import templates
 from infra.local import postgres
+from infra.local.errors import LocalError
 from jobplatform import csvfile, jobs, templating
 
 OWN_TEMPLATES = pathlib.Path(__file__).with_name("templates")
+_PATIENCE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -50,8 +54,19 @@ class Expected:
         name = json.dumps([template, parameters], sort_keys=True)
         with self._lock:
             if name not in self._known:
-                self._known[name] = self._make(template, parameters)
+                self._known[name] = self._made(template, parameters)
             return self._known[name]
+
+    def _made(self, name: str, parameters: dict[str, Any]) -> str:
+        """Asked while the database is down, it waits until that is back."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return self._make(name, parameters)
+            except (pg8000.native.InterfaceError, pg8000.native.DatabaseError, LocalError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def _make(self, name: str, parameters: dict[str, Any]) -> str:
         template = templating.get(name)
