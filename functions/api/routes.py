@@ -136,11 +136,13 @@ def show(
 ) -> Response[views.JobView]:
     """The job as it is, at once or when it has ended."""
     _check_query()
+    got = resources.get()
     job = list_jobs.get_job(
         _job_id(job_id),
-        client_id=_caller().client_id,
-        engine=resources.get().engine,
+        caller=_caller(),
+        engine=got.engine,
         wait=wait,
+        max_waits=got.api.max_waits,
     )
     headers = {} if job.is_final else {"Retry-After": str(_retry_after(job))}
     return Response(HTTPStatus.OK, _JSON, views.JobView.of(job), headers=headers)

@@ -146,6 +146,7 @@ def test_the_plans_are_those_of_the_code() -> None:
             plan.burst,
             plan.requests_per_day,
             plan.max_queued,
+            plan.max_waits,
             plan.weight,
             plan.max_rows,
             plan.max_bytes,

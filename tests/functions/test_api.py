@@ -1,17 +1,21 @@
 """The API, call by call, as DESIGN's table says, driven by the events in events/."""
 
+import concurrent.futures
 import datetime as dt
 import json
+import threading
 import time
 import urllib.parse
 import uuid
+from collections.abc import Callable
 
 import pytest
 
 from functions.api import resources
-from jobplatform import errors, jobs, plans, problems, queue
+from jobplatform import client_store, errors, jobs, plans, problems, queue
 from jobplatform.observability import logger
 from jobplatform.usecases import list_jobs
+from tests.conftest import new_client
 from tests.helpers import lambdas, store
 from tests.helpers.api import Answer, Api, count_jobs, operations
 from tests.helpers.events import load_event
@@ -203,6 +207,87 @@ def test_wait_answers_at_once_for_a_job_that_has_ended(api: Api) -> None:
     assert (answer.status, answer.json["status"]) == (200, "cancelled")
 
 
+def waited_for(
+    api: Api,
+    job_id: uuid.UUID,
+    pause: Callable[[float], None],
+    *,
+    plan: str = "basic",
+    client_id: uuid.UUID | None = None,
+    max_waits: int = 50,
+) -> jobs.Job:
+    return list_jobs.get_job(
+        job_id,
+        caller=client_store.Caller(client_id or api.client_id, plan),
+        engine=api.engine,
+        wait=20,
+        max_waits=max_waits,
+        pause=pause,
+    )
+
+
+class Paused(Exception):
+    """A request was about to wait."""
+
+
+def never(seconds: float) -> None:
+    raise Paused
+
+
+def test_no_more_requests_wait_at_once_than_plan_and_function_allow(api: Api) -> None:
+    """Each is an execution of the function, of which there are so many and no more."""
+    job_id = uuid.UUID(api.submit().json["id"])
+    others = new_client(api.engine, "other")
+    of_others = store.add(api.engine, others)
+    most = plans.BASIC.max_waits
+    waiting, ended = threading.Semaphore(0), threading.Event()
+
+    def pause(seconds: float) -> None:
+        waiting.release()
+        assert ended.wait(30)
+
+    with concurrent.futures.ThreadPoolExecutor(most) as pool:
+        held = [pool.submit(waited_for, api, job_id, pause) for _ in range(most)]
+        for _ in held:
+            assert waiting.acquire(timeout=30)
+
+        assert not waited_for(api, job_id, never).is_final
+        with pytest.raises(Paused):
+            waited_for(api, of_others, never, client_id=others)
+        with pytest.raises(Paused):
+            waited_for(api, job_id, never, plan="pro")
+        assert not waited_for(api, of_others, never, client_id=others, max_waits=most).is_final
+
+        store.cancel(api.engine, job_id)
+        ended.set()
+        assert all(each.result(30).is_final for each in held)
+    with pytest.raises(Paused):
+        waited_for(api, of_others, never, client_id=others, max_waits=1)
+
+
+def test_place_of_a_request_that_died_is_free_again(api: Api) -> None:
+    job_id = uuid.UUID(api.submit().json["id"])
+
+    for _ in range(3):
+        with pytest.raises(Paused):
+            waited_for(api, job_id, never, max_waits=1)
+
+
+def test_wait_whose_connection_is_lost_is_an_answer_to_try_again(api: Api) -> None:
+    job_id = uuid.UUID(api.submit().json["id"])
+
+    def lose(seconds: float) -> None:
+        with api.engine.begin() as conn:
+            conn.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    with pytest.raises(errors.ServiceUnavailable):
+        waited_for(api, job_id, lose)
+    assert api.call("GET", f"/jobs/{job_id}").status == 200
+
+
 def test_wait_ends_when_the_job_does(api: Api) -> None:
     job_id = uuid.UUID(api.submit().json["id"])
     pauses: list[float] = []
@@ -212,9 +297,7 @@ def test_wait_ends_when_the_job_does(api: Api) -> None:
         if len(pauses) == 3:
             store.cancel(api.engine, job_id)
 
-    found = list_jobs.get_job(
-        job_id, client_id=api.client_id, engine=api.engine, wait=20, pause=pause
-    )
+    found = waited_for(api, job_id, pause)
 
     assert found.status is jobs.JobStatus.CANCELLED
     assert len(pauses) == 3
@@ -239,7 +322,7 @@ def test_wait_for_a_job_that_is_purged_meanwhile(api: Api) -> None:
             conn.exec_driver_sql("DELETE FROM jobplatform.jobs")
 
     with pytest.raises(errors.JobNotFound):
-        list_jobs.get_job(job_id, client_id=api.client_id, engine=api.engine, wait=20, pause=pause)
+        waited_for(api, job_id, pause)
 
 
 def test_cancel_ends_a_queued_job_at_once_and_twice_is_the_same(api: Api) -> None:

@@ -23,6 +23,18 @@ CONNECT_TIMEOUT = 5.0
 DriverError = pg8000.native.DatabaseError
 """What the server answers as an error, raised by connections outside the engine."""
 _IDLE_BEFORE_PING = 60.0
+# A server or a worker that is gone without a word is noticed by the other side within about 30
+# seconds: by keepalives where nothing is sent, by the last where something is.
+_KEEPALIVE = {"IDLE": 15, "INTVL": 5, "CNT": 3}
+_CLIENT_KEEPALIVE = {
+    **{f"TCP_KEEP{name}": number for name, number in _KEEPALIVE.items()},
+    "TCP_USER_TIMEOUT": 30_000,
+}
+_SERVER_KEEPALIVE = {
+    "tcp_keepalives_idle": str(_KEEPALIVE["IDLE"]),
+    "tcp_keepalives_interval": str(_KEEPALIVE["INTVL"]),
+    "tcp_keepalives_count": str(_KEEPALIVE["CNT"]),
+}
 
 
 class _Address(Protocol):
@@ -53,9 +65,14 @@ def connect_arguments(
         user, password = secret["username"], secret["password"]
     host, port = url.host or "localhost", url.port or 5432
     sslmode = str(url.query.get("sslmode", "disable"))
+    ssl_context = False if sslmode == "disable" else _tls(sslmode, address.ca_file)
     sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, number in _CLIENT_KEEPALIVE.items():
+        # Not every platform has all of them.
+        if option := getattr(socket, name, None):
+            sock.setsockopt(socket.IPPROTO_TCP, option, number)
     return {
         "user": user,
         "password": password,
@@ -63,9 +80,9 @@ def connect_arguments(
         "port": port,
         "database": url.database,
         "sock": sock,
-        "ssl_context": False if sslmode == "disable" else _tls(sslmode, address.ca_file),
+        "ssl_context": ssl_context,
         "application_name": application_name,
-        "startup_params": startup or None,
+        "startup_params": _SERVER_KEEPALIVE | startup,
     }
 
 
@@ -83,21 +100,22 @@ def _connect(
     startup: dict[str, str],
     read_timeout: float | None,
 ) -> Any:
-    arguments = connect_arguments(address, application_name=application_name, **startup)
-    sock = arguments["sock"]
+    def attempt() -> Any:
+        arguments = connect_arguments(address, application_name=application_name, **startup)
+        try:
+            return kind(**arguments)
+        except BaseException:
+            arguments["sock"].close()
+            raise
+
     try:
-        connection = kind(**arguments)
+        connection = attempt()
     except pg8000.dbapi.DatabaseError as error:
-        sock.close()
         if not address.secret_arn or sqlstate(error) != "28P01":
             raise
         # The password was rotated while this process kept the old one.
         _secret.cache_clear()
-        arguments = connect_arguments(address, application_name=application_name, **startup)
-        connection = kind(**arguments)
-    except BaseException:
-        sock.close()
-        raise
+        connection = attempt()
     connection._usock.settimeout(read_timeout)
     return connection
 
@@ -148,31 +166,75 @@ def create_engine(
 
 
 @contextlib.contextmanager
-def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction as the platform itself.
+def transaction(bind: sa.Engine | sa.Connection) -> Iterator[sa.Connection]:
+    """One transaction as the platform itself, of a connection of its own or of this one.
 
     Raises `errors.ServiceUnavailable` where the database cannot be reached.
     """
-    try:
-        with engine.begin() as connection:
+    with _translated():
+        opened: contextlib.AbstractContextManager[sa.Connection] = (
+            contextlib.nullcontext(bind) if isinstance(bind, sa.Connection) else bind.connect()
+        )
+        with opened as connection, connection.begin():
             yield connection
+
+
+@contextlib.contextmanager
+def client_transaction(
+    bind: sa.Engine | sa.Connection, client_id: uuid.UUID
+) -> Iterator[sa.Connection]:
+    """One transaction as one client: row-level security hides everything that is not its own."""
+    with transaction(bind) as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, pipelining.Connection)
+        driver.defer(f"SET LOCAL ROLE {tables.CLIENT_ROLE}")
+        driver.defer(f"SET LOCAL jobplatform.client_id = '{uuid.UUID(str(client_id))}'")
+        yield connection
+
+
+@contextlib.contextmanager
+def place(
+    engine: sa.Engine, client_id: uuid.UUID, *, of_client: int, of_all: int
+) -> Iterator[sa.Connection | None]:
+    """A connection that has one of a client's places and one of all clients'; None: all are taken.
+
+    Places are locks of the session, so that whoever dies leaves none behind.
+    """
+    with _translated(), engine.connect() as connection:
+        try:
+            with connection.begin():
+                taken = connection.scalar(
+                    _TAKE_PLACE,
+                    {"client": str(client_id), "of_client": of_client, "of_all": of_all},
+                )
+            yield connection if taken else None
+            with connection.begin():
+                connection.execute(_LEAVE_PLACE)
+        except BaseException:
+            connection.invalidate()
+            raise
+
+
+# EXISTS stops at the first lock that it gets. 0 stands for all clients.
+_TAKE_PLACE = sa.text("""
+SELECT EXISTS (SELECT FROM generate_series(1, CAST(:of_client AS integer)) AS place
+               WHERE pg_try_advisory_lock(hashtext(:client), place))
+    AND EXISTS (SELECT FROM generate_series(1, CAST(:of_all AS integer)) AS place
+                WHERE pg_try_advisory_lock(0, place))
+""")
+_LEAVE_PLACE = sa.text("SELECT pg_advisory_unlock_all()")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError) as error:
         raise errors.ServiceUnavailable from error
     except exc.DatabaseError as error:
         if is_transient(error):
             raise errors.ServiceUnavailable from error
         raise
-
-
-@contextlib.contextmanager
-def client_transaction(engine: sa.Engine, client_id: uuid.UUID) -> Iterator[sa.Connection]:
-    """One transaction as one client: row-level security hides everything that is not its own."""
-    with transaction(engine) as connection:
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, pipelining.Connection)
-        driver.defer(f"SET LOCAL ROLE {tables.CLIENT_ROLE}")
-        driver.defer(f"SET LOCAL jobplatform.client_id = '{uuid.UUID(str(client_id))}'")
-        yield connection
 
 
 def sqlstate(error: BaseException) -> str | None:

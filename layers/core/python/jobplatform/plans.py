@@ -19,6 +19,8 @@ class Plan:
     """Daily quota, requests."""
     max_queued: int
     """Jobs of one client that may wait or run at once; over it a submit answers 429."""
+    max_waits: int
+    """Requests of one client that may wait for a job's end at once; others are answered at once."""
     weight: int
     """Share of the workers when several clients wait, relative to the other plans."""
     max_rows: int | None
@@ -35,6 +37,7 @@ BASIC = Plan(
     burst=10,
     requests_per_day=10_000,
     max_queued=100,
+    max_waits=5,
     weight=1,
     max_rows=10_000_000,
     max_bytes=10 * 2**30,
@@ -45,6 +48,7 @@ PRO = Plan(
     burst=200,
     requests_per_day=1_000_000,
     max_queued=2_000,
+    max_waits=20,
     weight=4,
     max_rows=None,
     max_bytes=None,

@@ -175,6 +175,9 @@ class ApiSettings(Settings):
     version: str = "0.0.0"
     target: Literal["embedded", "localstack", "aws"] = "embedded"
 
+    max_waits: Annotated[int, pydantic.Field(ge=0)] = 50
+    """Requests that may wait for a job's end at once, of all clients together; others are answered
+    at once. About half of the function's concurrency, so that the rest is there for the others."""
 
 class FaultSettings(Settings):
     """Breaking things on purpose; see `jobplatform.faults`. Refused against AWS itself."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from jobplatform import database, errors, job_store, jobs
+from jobplatform import database, errors, job_store, jobs, plans
+from jobplatform.client_store import Caller
 
 _POLL_SECONDS = 0.5
 _PAGE_BYTES = 240_000
@@ -33,22 +34,35 @@ class Filters:
 def get_job(
     job_id: uuid.UUID,
     *,
-    client_id: uuid.UUID,
+    caller: Caller,
     engine: sa.Engine,
     wait: float = 0.0,
+    max_waits: int,
     pause: Callable[[float], None] = time.sleep,
 ) -> jobs.Job:
-    """The job, at once or after up to `wait` seconds for its end. Raises `errors.JobNotFound`."""
+    """The job, at once or after up to `wait` seconds for its end. Raises `errors.JobNotFound`.
+
+    Where `max_waits` requests wait already, or as many of this client as its plan allows, at once
+    too: each takes up one execution of the function.
+    """
     deadline = time.monotonic() + wait
-    while True:
-        with database.client_transaction(engine, client_id) as conn:
-            job = job_store.get(conn, job_id, client_id=client_id)
+
+    def look(bind: sa.Engine | sa.Connection) -> tuple[jobs.Job, float]:
+        with database.client_transaction(bind, caller.client_id) as conn:
+            job = job_store.get(conn, job_id, client_id=caller.client_id)
         if job is None:
             raise errors.JobNotFound
-        left = deadline - time.monotonic()
-        if job.is_final or left <= 0:
-            return job
-        pause(min(_POLL_SECONDS, left))
+        return job, 0.0 if job.is_final else deadline - time.monotonic()
+
+    job, left = look(engine)
+    if left <= 0:
+        return job
+    of_client = plans.PLANS[caller.plan].max_waits
+    with database.place(engine, caller.client_id, of_client=of_client, of_all=max_waits) as conn:
+        while conn is not None and left > 0:
+            pause(min(_POLL_SECONDS, left))
+            job, left = look(conn)
+    return job
 
 
 def list_jobs(
