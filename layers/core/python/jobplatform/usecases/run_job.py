@@ -39,9 +39,9 @@ from jobplatform.settings import (
 _SLOW_BYTES_A_SECOND = 10 * 2**20
 # An export that cannot be handed over is given up when so little time is left, before Lambda kills
 # it.
-_EARLY_SECONDS = 5.0
 _STOP_SECONDS = 10.0
 _LEAVE_SECONDS = 1.0
+_EARLY_SECONDS = 5.0
 _INTERRUPT_AGAIN_SECONDS = 0.5
 _TAKEN_OVER_POLL_SECONDS = 0.1
 # Raise it when a checkpoint changes: an export under way then starts over with the new code.
@@ -71,13 +71,13 @@ def drain(
 ) -> int:
     """Runs due jobs one after the other for a short time: the number that were run.
 
+    `bell` is the job that the doorbell was rung for; any job may be next.
+
     Small jobs then cost less than an invocation each. When the time is over while jobs wait, they
     have doorbells of their own, and the dispatcher behind those.
     """
     until = clock() + worker.settings.drain_for.total_seconds()
     done = 0
-    `bell` is the job that the doorbell was rung for; any job may be next.
-
     while run_job(worker, seconds_left=seconds_left) is not None:
         done += 1
         if clock() >= until:
