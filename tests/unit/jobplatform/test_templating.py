@@ -159,6 +159,19 @@ def test_parameters_cannot_be_changed_once_they_are_checked() -> None:
         checked.days = 8
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no default will do"), AttributeError("'NoneType' object has no attribute")],
+)
+def test_columns_of_a_query_that_refuses_its_defaults_are_not_known_beforehand(
+    error: Exception,
+) -> None:
+    def query(params: Params) -> sa.Select[Any]:
+        raise error
+
+    assert Template(params=Params, query=query).result_columns() == ()
+
+
 def test_columns_of_a_query_that_needs_parameters_are_not_known_beforehand() -> None:
     assert Template(params=Range, query=_select).result_columns() == ()
 

@@ -88,9 +88,10 @@ class Template:
             return self.columns
         try:
             selected = self.query(self.params()).selected_columns
-        except pydantic.ValidationError:
+            return tuple(Column(column.key or "", _type_name(column.type)) for column in selected)
+        except Exception:
+            # Also what its own code says of the defaults: one template does not hide the others.
             return ()
-        return tuple(Column(column.key or "", _type_name(column.type)) for column in selected)
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the parameters."""
