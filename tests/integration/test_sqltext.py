@@ -263,6 +263,7 @@ class Shout(sa.types.TypeDecorator[str]):
     [
         (sa.Enum(Colour), Colour.RED, "RED"),
         (Shout(), "it's", "IT'S"),
+        (sa.Interval(), dt.timedelta(2, 0, 1), dt.timedelta(2, 0, 1)),
         (pg.JSONB(), [1, {"a": "b'"}], [1, {"a": "b'"}]),
         (pg.JSONB(), "text", "text"),
         (pg.JSON(), {"a": [None]}, {"a": [None]}),
@@ -278,6 +279,33 @@ def test_values_are_sent_as_their_sqlalchemy_type_would(
     query = sqltext.select(sa.select(sa.literal(value, type_)))
     [[found]] = session.run(query)
     assert found == expected
+
+
+def test_functions_that_say_the_time_say_that_of_the_export(session: Session) -> None:
+    now = dt.datetime(2024, 3, 1, 1, 30, 0, 5, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+    utc = dt.datetime(2024, 2, 29, 23, 30, 0, 5, tzinfo=dt.UTC)
+    expected = {
+        sa.func.now(): utc,
+        sa.func.current_timestamp(): utc,
+        sa.func.transaction_timestamp(): utc,
+        sa.func.statement_timestamp(): utc,
+        sa.func.clock_timestamp(): utc,
+        sa.func.NOW() - dt.timedelta(days=1): utc - dt.timedelta(days=1),
+        sa.func.localtimestamp(): utc.replace(tzinfo=None),
+        sa.func.current_date(): utc.date(),
+        sa.func.localtime(): utc.time(),
+        sa.cast(sa.func.current_time(), sa.Text): "23:30:00.000005+00",
+    }
+
+    [found] = session.run(sqltext.select(sa.select(*expected), now=now))
+
+    assert found == list(expected.values())
+
+
+def test_other_functions_of_such_names_are_left_alone() -> None:
+    statement = sa.select(sa.func.shop.now(), sa.func.current_timestamp(0), sa.func.now(1))
+
+    assert sqltext.select(statement, now=dt.datetime.now(dt.UTC)) == sqltext.select(statement)
 
 
 def test_percent_signs_and_modulo(session: Session) -> None:

@@ -181,15 +181,43 @@ READERS: dict[int, Callable[[str], Any]] = {
 }
 
 
+# What functions that ask for the time answer, in the time zone of `SESSION`.
+_CLOCKS: dict[str, Callable[[dt.datetime], dt.date | dt.time]] = {
+    **dict.fromkeys(
+        (
+            "now",
+            "current_timestamp",
+            "transaction_timestamp",
+            "statement_timestamp",
+            "clock_timestamp",
+        ),
+        lambda now: now,
+    ),
+    "localtimestamp": lambda now: now.replace(tzinfo=None),
+    "current_date": dt.datetime.date,
+    "current_time": dt.datetime.timetz,
+    "localtime": dt.datetime.time,
+}
+
+
 class _Compiler(base.PGCompiler):
     def render_literal_value(self, value: Any, type_: Any) -> str:
         return _typed(value, type_)
+
+    def visit_function(self, func: Any, *arguments: Any, **named: Any) -> str:
+        text = super().visit_function(func, *arguments, **named)
+        now: dt.datetime | None = named.get("now")
+        clock = _CLOCKS.get(func.name.lower())
+        if now is None or clock is None or len(func.clauses):
+            return text
+        return text if func.packagenames else literal(clock(_utc(now)))
 
 
 def _typed(value: Any, type_: Any) -> str:
     """A value as its SQLAlchemy type would send it."""
     while isinstance(type_, sa.types.TypeDecorator):
-        value = type_.process_bind_param(value, _dialect)
+        if type_._has_bind_processor:
+            value = type_.process_bind_param(value, _dialect)
         type_ = type_.impl_instance
     if value is None:
         return "NULL"
@@ -222,9 +250,10 @@ class _Dialect(base.PGDialect):
 _dialect = _Dialect(paramstyle="named")  # type: ignore[no-untyped-call]
 
 
-def select(statement: sa.Select[Any]) -> str:
-    """The select with its values inside."""
-    return str(statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True}))
+def select(statement: sa.Select[Any], *, now: dt.datetime | None = None) -> str:
+    """The select with its values inside; with `now`, that is the time for its functions too."""
+    options = {"literal_binds": True, "now": now}
+    return str(statement.compile(dialect=_dialect, compile_kwargs=options))
 
 
 def identifier(name: str) -> str:
