@@ -195,16 +195,18 @@ def test_url_and_key_are_asked_for_by_name(jobctl, monkeypatch):
 # Looking
 
 
-def test_list_shows_a_table_that_keeps_ids_whole_in_a_pipe(server, jobctl, monkeypatch):
+def test_list_in_a_pipe_is_a_line_a_job_with_tabs_between_its_facts(server, jobctl, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     server.on("GET", "/prod/jobs", Reply(body={"items": [RUNNING, DONE], "next_cursor": None}))
 
     run = jobctl("list")
 
-    rows = [line for line in run.out.splitlines() if JOB["id"] in line]
-    assert "running" in rows[0]
-    assert "1,500" in rows[0]
-    assert "succeeded" in rows[1]
+    head, first, second = (line.split("\t") for line in run.out.splitlines())
+    assert len(head) == len(first) == len(second)
+    assert first[0] == second[0] == JOB["id"]
+    assert "running" in first
+    assert any("1,500" in cell for cell in first)
+    assert "succeeded" in second
 
 
 def test_list_stops_at_its_limit_over_pages(server, jobctl):

@@ -76,18 +76,23 @@ def _plain(value: object) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """A table; says so when it is empty."""
+    """A table; says so when it is empty. In a pipe a row is a line, with tabs between its cells."""
     if title:
         _console().print(Text(f"\n{title}", style="bold"))
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in columns:
-        grid.add_column(column, overflow="fold")
-    for row in rows:
-        grid.add_row(*(_cell(value) for value in row))
-    if grid.row_count:
-        _console().print(grid)
-    else:
+    found = list(rows)
+    if not found:
         note("None.")
+    elif not sys.stdout.isatty():
+        for row in (columns, *found):
+            cells = (text(value).replace("\n", " ") for value in row)
+            sys.stdout.write("\t".join(cells) + "\n")
+    else:
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in columns:
+            grid.add_column(column, overflow="fold")
+        for row in found:
+            grid.add_row(*(_cell(value) for value in row))
+        _console().print(grid)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
