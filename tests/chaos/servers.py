@@ -31,14 +31,16 @@ class Functions:
 
     def of(self, function: str) -> list[psutil.Process]:
         """Busy or idle; which of them works on something is not visible from outside."""
-        found = []
+        found = {}
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._emulator).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     name = process.environ().get("AWS_LAMBDA_FUNCTION_NAME")
                     if name == self._names[function]:
-                        found.append(process)
-        return found
+                        found[process.ppid(), process.pid] = process
+        # Not the children of such a process: without the one that wakes it up it would sleep on.
+        processes = {pid for _, pid in found}
+        return [process for (parent, _), process in found.items() if parent not in processes]
 
     def kill(self, function: str, rng: random.Random) -> bool:
         processes = self.of(function)
