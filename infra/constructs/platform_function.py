@@ -15,6 +15,8 @@ from infra.constructs.alarms import Alarms
 from infra.constructs.network import Network
 from infra.targets import Target
 
+METRICS_NAMESPACE = "JobPlatform"
+
 
 class FunctionLayers(Construct):
     """The layers that all functions share; none where the target merges them into the functions."""
@@ -76,7 +78,7 @@ class PlatformFunction(lambda_.Function):
                 **environment,
                 "POWERTOOLS_SERVICE_NAME": name,
                 "POWERTOOLS_LOG_LEVEL": target.log_level,
-                "POWERTOOLS_METRICS_NAMESPACE": "JobPlatform",
+                "POWERTOOLS_METRICS_NAMESPACE": METRICS_NAMESPACE,
                 "POWERTOOLS_TRACE_DISABLED": "false" if target.tracing else "true",
             },
             tracing=lambda_.Tracing.ACTIVE if target.tracing else lambda_.Tracing.DISABLED,

@@ -4,6 +4,7 @@ import functools
 from datetime import timedelta
 
 from aws_cdk import Annotations, CfnOutput, Duration, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_secretsmanager as secretsmanager
@@ -13,7 +14,7 @@ from infra.bundling import CA_BUNDLE, Bundle
 from infra.constructs.alarms import Alarms
 from infra.constructs.job_queue import JobQueue
 from infra.constructs.migration import Migration
-from infra.constructs.platform_function import FunctionLayers, PlatformFunction
+from infra.constructs.platform_function import METRICS_NAMESPACE, FunctionLayers, PlatformFunction
 from infra.constructs.rest_api import RestApi
 from infra.environment import Environment
 from infra.options import Options
@@ -136,6 +137,19 @@ class ServiceStack(Stack):
             timeout=target.worker_timeout,
             max_concurrency=target.worker_concurrency,
             batch_size=1,
+        )
+
+        alarms.watch(
+            "SnapshotAge",
+            cloudwatch.Metric(
+                namespace=METRICS_NAMESPACE,
+                metric_name="SnapshotAge",
+                dimensions_map={"service": "worker"},
+                statistic="Maximum",
+            ),
+            at_least=timedelta(hours=1).total_seconds(),
+            minutes=15,
+            meaning="An export keeps its snapshot for over an hour; the database cannot clean up.",
         )
 
         dispatcher = function(

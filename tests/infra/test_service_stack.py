@@ -235,6 +235,7 @@ def test_alarms_watch_what_nobody_looks_at(aws_target: Synthesized) -> None:
         ("AWS/Lambda", "Invocations"),
         ("AWS/ApiGateway", "5XXError"),
         ("AWS/RDS", "FreeStorageSpace"),
+        ("JobPlatform", "SnapshotAge"),
     }
     assert all(alarm["AlarmActions"] and alarm["AlarmDescription"] for alarm in alarms.values())
 

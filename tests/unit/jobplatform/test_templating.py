@@ -182,3 +182,10 @@ def test_declared_columns_are_taken_as_they_are() -> None:
     template = Template(params=Range, rows=lambda params, read: (), columns=columns)
 
     assert template.result_columns() == columns
+
+
+def test_a_snapshot_is_not_kept_for_ever_unless_the_template_says_so() -> None:
+    query = templating.get("flights").query
+
+    assert Template(params=Params, query=query).max_snapshot_age == dt.timedelta(hours=4)
+    assert Template(params=Params, query=query, max_snapshot_age=None).max_snapshot_age is None

@@ -59,9 +59,9 @@ class Template:
     consistency: Consistency = "snapshot"
     """`snapshot`: one point in time, whatever happens. `live`: a continuation may see more."""
     statement_timeout: dt.timedelta | None = None
-    max_snapshot_age: dt.timedelta | None = None
-    """For how long an export may keep its snapshot, over all its invocations. While it does, the
-    database cannot remove rows that died since."""
+    max_snapshot_age: dt.timedelta | None = dt.timedelta(hours=4)
+    """For how long an export may keep its snapshot, over all its invocations; None: as long as it
+    needs. While it does, the database cannot remove rows that died since."""
     max_rows: int | None = None
     max_bytes: int | None = None
     name: str = ""
