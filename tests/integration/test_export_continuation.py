@@ -1,12 +1,13 @@
 """A stream stopped behind any row and continued makes the bytes of one that was not stopped."""
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from jobplatform import copy_stream, csvfile, export, settings, templating
+from jobplatform import copy_stream, csvfile, errors, export, settings, templating
 from jobplatform.jobs import ResultFormat
 from tests.helpers import reports
 
@@ -184,3 +185,145 @@ def test_formulas_nulls_and_empty_texts(
         ResultFormat.JSONL: b"",
     }
     assert text == start[format] + EXPECTED[format].encode()
+
+
+VARYING_OBJECTS = '''
+DROP SCHEMA IF EXISTS varying CASCADE;
+CREATE SCHEMA varying;
+CREATE FUNCTION varying.unknown(n int) RETURNS bool LANGUAGE plpgsql AS 'BEGIN RETURN n > 0; END';
+CREATE FUNCTION varying."Late ""x"""(n int) RETURNS bool LANGUAGE plpgsql STABLE
+    AS 'BEGIN RETURN n < extract(epoch FROM Current_Timestamp); END';
+CREATE FUNCTION varying.same(n int) RETURNS bool LANGUAGE plpgsql STABLE
+    AS 'BEGIN RETURN n > 0; END';
+CREATE VIEW varying.recent AS SELECT k FROM generate_series(1, 9) AS k WHERE now() > '2000-01-01';
+CREATE TABLE varying.days (k int, day date) PARTITION BY RANGE (day);
+CREATE TABLE varying.days_of_2000 PARTITION OF varying.days
+    FOR VALUES FROM ('2000-01-01') TO ('2001-01-01');
+CREATE TABLE varying.days_of_2001 PARTITION OF varying.days
+    FOR VALUES FROM ('2001-01-01') TO ('2002-01-01');
+'''
+_SERIES = "generate_series(1, 9) AS k"
+VARYING = {
+    "now": f"{_SERIES} WHERE now() > '2000-01-01'",
+    "date": f"{_SERIES} WHERE CURRENT_DATE > '2000-01-01'",
+    "timestamp": f"{_SERIES} WHERE localtimestamp(0) > '2000-01-01'",
+    "clock": f"{_SERIES} WHERE pg_catalog.clock_timestamp() > '2000-01-01'",
+    "age": f"{_SERIES} WHERE age('2000-01-01'::timestamp) > '1 day'",
+    "word": f"{_SERIES} WHERE 'yesterday'::date > '2000-01-01'",
+    "random": f"{_SERIES} WHERE random() >= 0",
+    "uuid": f"{_SERIES} CROSS JOIN gen_random_uuid()",
+    "subquery": f"{_SERIES} WHERE EXISTS (SELECT FROM pg_class WHERE relpages < random())",
+    "volatile function": f"{_SERIES} WHERE varying.unknown(k)",
+    "function of the time": _SERIES + ' WHERE varying."Late ""x"""(k)',
+    "view": "varying.recent",
+    "all partitions left out": "varying.days WHERE day > now()",
+    "sample": "pg_class TABLESAMPLE system (100) CROSS JOIN generate_series(1, 9) AS k",
+}
+SAME = {
+    "plain": _SERIES,
+    "stable function": f"{_SERIES} WHERE varying.same(k)",
+    "text": f"{_SERIES} WHERE k::text <> 'now() or CURRENT_DATE'",
+    "name": f'{_SERIES} CROSS JOIN (SELECT 1 AS "now()") AS q WHERE "now()" = 1',
+    "other times": f"{_SERIES} WHERE to_timestamp('2000', 'YYYY')::timestamp > '1999-01-01'",
+    "partitions": "varying.days WHERE day > '2000-05-05'",
+}
+
+
+@pytest.mark.parametrize("consistency", ["snapshot", "live"])
+@pytest.mark.parametrize("source", [*VARYING, *SAME])
+def test_what_another_session_may_see_otherwise_is_not_continued(
+    plain_data: settings.DataDatabaseSettings,
+    backends: reports.Backends,
+    source: str,
+    consistency: str,
+) -> None:
+    backends.run(VARYING_OBJECTS)
+    template = reports.template(
+        "varying",
+        lambda params: sa.select(sa.text("k FROM " + {**VARYING, **SAME}[source])),
+        order=("k",),
+        consistency=consistency,
+    )
+
+    stream = Stream(plain_data, template, ResultFormat.CSV)
+
+    assert stream.can_continue == (source in SAME or consistency == "live")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_any_so_many_rows_are_read_by_one_session(
+    plain_data: settings.DataDatabaseSettings, ordered: bool
+) -> None:
+    def query(params: Any) -> sa.Select[Any]:
+        statement = sa.select(sa.text(f"k FROM {_SERIES}")).limit(5)
+        return statement.order_by(sa.text("k DESC")) if ordered else statement
+
+    with _begun(plain_data, query) as begun:
+        assert begun.can_continue == ordered
+
+
+def _begun(
+    address: settings.DataDatabaseSettings, query: Callable[[Any], sa.Select[Any]], **changes: Any
+) -> export.Export:
+    begun = export.Export(
+        address,
+        reports.template("begun", query, order=("k",)),
+        reports.Params(),
+        format=ResultFormat.CSV,
+        statement_timeout=_TIMEOUT,
+        **changes,
+    )
+    begun.prepare()
+    return begun
+
+
+def test_the_time_is_that_of_the_beginning_in_every_session(
+    plain_data: settings.DataDatabaseSettings,
+) -> None:
+    def query(params: Any) -> sa.Select[Any]:
+        return sa.select(sa.text("k"), sa.func.now().label("at")).select_from(sa.text(_SERIES))
+
+    pieces: list[bytes] = []
+    with _begun(plain_data, query) as first:
+        changes: dict[str, Any] = {"snapshot": first._sessions[0].share(), "as_of": first.as_of}
+        after = export.Position(("8",))
+        with _begun(plain_data, query, after=after, **changes) as second:
+            assert second._sessions[0].as_of > first.as_of
+            assert second.can_continue
+            assert second.query_digest == first.query_digest
+            second.run(lambda block, rows, last: pieces.append(block))
+
+    key, at = b"".join(pieces).decode().split(",")
+    assert (key, dt.datetime.fromisoformat(at.strip())) == ("9", first.as_of)
+
+
+def test_a_continuation_that_finds_nothing_at_all_is_refused(
+    plain_data: settings.DataDatabaseSettings,
+) -> None:
+    def query(last: int) -> Callable[[Any], sa.Select[Any]]:
+        return lambda params: sa.select(sa.text(f"k FROM generate_series(1, {last}) AS k"))
+
+    with _begun(plain_data, query(9)) as first:
+        changes: dict[str, Any] = {"snapshot": first._sessions[0].share(), "as_of": first.as_of}
+        after = export.Position(("5",))
+        with (
+            _begun(plain_data, query(4), after=after, **changes) as second,
+            pytest.raises(errors.TemplateRejected, match="which row is next"),
+        ):
+            second.run(lambda *_: None)
+
+
+def test_a_query_is_the_same_whatever_the_order_of_its_words(
+    plain_data: settings.DataDatabaseSettings,
+) -> None:
+    def query(*names: str) -> Callable[[Any], sa.Select[Any]]:
+        k = sa.literal("a").label("k")
+        return lambda params: sa.select(k).where(k.in_(names))
+
+    with (
+        _begun(plain_data, query("a", "b c")) as one,
+        _begun(plain_data, query("b c", "a")) as same,
+        _begun(plain_data, query("a", "b d")) as other,
+    ):
+        assert one.query_digest == same.query_digest
+        assert one.query_digest != other.query_digest

@@ -18,6 +18,7 @@ from jobplatform.usecases import run_job
 from tests.helpers import platform
 
 _ROWS = 1_500_000
+_TABLE = sa.table("wide", *map(sa.column, ("id", "grp", "a", "b", "c")))
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,9 @@ def wide(data: settings.DataDatabaseSettings) -> Iterator[str]:
 
 
 def _template(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> templating.Template:
-    table = sa.table("wide", *map(sa.column, ("id", "grp", "a", "b", "c")))
     fields: dict[str, Any] = {
         "params": templating.Params,
-        "query": lambda params: sa.select(table),
+        "query": lambda params: sa.select(_TABLE),
         "order": ("id",),
         "name": "wide",
     }
@@ -275,4 +275,33 @@ def test_a_job_of_an_older_version_of_its_template_is_handed_over_too(
     assert done.attempts == 1
     assert platform.read(worker.bucket, done) == platform.copy(
         data, "SELECT * FROM wide ORDER BY id"
+    )
+
+
+def test_a_query_that_is_another_one_in_the_next_worker_starts_over(
+    worker: run_job.Worker,
+    client_id: uuid.UUID,
+    data: settings.DataDatabaseSettings,
+    wide: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As with the day of today at midnight.
+    days = ["id % 2 = 0"]
+    _template(monkeypatch, query=lambda params: sa.select(_TABLE).where(sa.text(days[-1])))
+    _Time.watch(monkeypatch)
+    job = platform.submit(worker, client_id, "wide")
+    times = iter([_Time(12 * 2**20)])
+
+    def next_day() -> _Time:
+        time = next(times, None)
+        if time is None:
+            days.append("id % 2 = 1")
+        return time or _Time(2**40)
+
+    assert _run_invocations(worker, job, next_day) == 2
+
+    done = platform.get(worker, job)
+    assert done.result is not None
+    assert platform.read(worker.bucket, done) == platform.copy(
+        data, "SELECT * FROM wide WHERE id % 2 = 1 ORDER BY id"
     )

@@ -9,6 +9,8 @@ snapshot alive until somebody else has taken it over.
 import contextlib
 import dataclasses
 import datetime as dt
+import hashlib
+import itertools
 import json
 import queue
 import re
@@ -44,6 +46,26 @@ _SIBLING_LOCK_WAIT = dt.timedelta(seconds=15)
 # One field as COPY writes it: in quotation marks, or without any.
 _field = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^,]*))(?:,|\Z)').match
 _LINE_END = b"\n"
+# What in a plan, apart from functions, may answer otherwise in another session of one snapshot: the
+# time, another server, and partitions that were left out by the time.
+_VARIES = re.compile(
+    r"\b(?:CURRENT_(?:DATE|TIME|TIMESTAMP)|LOCALTIME(?:STAMP)?)\b|^Foreign Scan$"
+).search
+# Of text that becomes a time, PostgreSQL makes one before there is a plan.
+_TIME_AS_TEXT = re.compile(
+    r"'\s*(?:now|today|tomorrow|yesterday)\b[\d\s:.]*'", re.IGNORECASE
+).search
+_SQL_TEXT = re.compile(r"'(?:[^']|'')*'")
+_called = re.compile(r'(\w+|"(?:[^"]|"")+") ?\(').findall
+# Volatile functions, and stable ones that say the time: now() and its like, or whose text does.
+_VARYING_FUNCTION = r"""
+SELECT EXISTS (
+    SELECT FROM pg_proc WHERE proname = ANY(CAST(:names AS text[])) AND (
+        provolatile = 'v' OR provolatile = 's' AND prosrc ~* '\m(now|timeofday|current_(date|time)|'
+            '(current|transaction|statement|clock)_timestamp|localtime(stamp)?)\M'
+    )
+)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +80,19 @@ class _Plan:
     rows: int
     bytes: int
     cost: float
+    node: dict[str, Any]
+    """As EXPLAIN shows it, with the nodes below it in `Plans`."""
+
+
+# From PostgreSQL 17 on: a transaction may last, also one that only holds a snapshot. From 14 on,
+# where the system can tell: the query of a worker that has died ends soon.
+_SETTINGS_THAT_MAY_BE_UNKNOWN = """
+SELECT set_config(name, value, false)
+FROM (
+    VALUES ('transaction_timeout', '0', ''), ('client_connection_check_interval', '10s', 'linux')
+) AS s (name, value, system)
+WHERE current_setting(name, true) IS NOT NULL AND strpos(version(), system) > 0
+"""
 
 
 class Snapshot(NamedTuple):
@@ -82,24 +117,30 @@ class Session:
         self._timeout = statement_timeout
         self._lock = threading.Lock()
         self._closed = False
-        self.connection = database.connect(
-            address,
-            application_name="jobplatform-export",
-            statement_timeout=_milliseconds(statement_timeout),
-            lock_timeout=_milliseconds(_SIBLING_LOCK_WAIT if snapshot else _LOCK_WAIT),
-            # A session that holds a snapshot for others may be idle for as long as they need.
-            idle_in_transaction_session_timeout="0",
-            **sqltext.SESSION,
-        )
+        self._stopped = False
+        self._cursors = itertools.count()
+        self._done_cursors: list[str] = []
+        try:
+            self.connection = database.connect(
+                address,
+                application_name="jobplatform-export",
+                statement_timeout=_milliseconds(statement_timeout),
+                lock_timeout=_milliseconds(_SIBLING_LOCK_WAIT if snapshot else _LOCK_WAIT),
+                # A session that holds a snapshot for others may be idle for as long as they need.
+                idle_in_transaction_session_timeout="0",
+                **sqltext.SESSION,
+            )
+        except database.DriverError as error:
+            # While a password is changed or a server replaced; the query is not at fault.
+            state = database.sqlstate(error) or ""
+            if state.startswith("28") or state == "3D000":
+                raise ConnectionError(*error.args) from error
+            raise
         for oid, read in sqltext.READERS.items():
             self.connection.register_in_adapter(oid, read)
         try:
             run = self.connection.run
-            # Also for those that hold a snapshot; PostgreSQL has it from version 17 on.
-            run(
-                "SELECT set_config('transaction_timeout', '0', false)"
-                " WHERE current_setting('transaction_timeout', true) IS NOT NULL"
-            )
+            run(_SETTINGS_THAT_MAY_BE_UNKNOWN)
             run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if snapshot is not None:
                 self._import(snapshot.name)
@@ -156,10 +197,15 @@ class Session:
             stream.close()
 
     def cancel(self) -> None:
-        """Stops the query that runs, from another thread: it fails with SQLSTATE 57014."""
+        """Stops the query that runs, from another thread: it fails with SQLSTATE 57014.
+
+        No other begins after it.
+        """
+        self._stopped = True
         if self._closed:
             return
         helper = database.connect(self._address, application_name="jobplatform-cancel")
+        helper._usock.settimeout(database.CONNECT_TIMEOUT)
         try:
             helper.run("SELECT pg_cancel_backend(:pid)", pid=self.pid)
         finally:
@@ -171,6 +217,8 @@ class Session:
 
         A statement that somebody cancelled has the same SQLSTATE, but took less.
         """
+        if self._stopped:
+            raise errors.ExecutionError("the export was stopped")
         began = time.monotonic()
         try:
             yield
@@ -181,6 +229,11 @@ class Session:
                     f"a statement took longer than {self._timeout}"
                 ) from error
             raise
+        except ValueError as error:
+            # What reads from a closed stream; the template is not at fault.
+            if self._closed:
+                raise errors.ExecutionError("the export was stopped") from error
+            raise
 
     def run(self, sql: str, **values: Any) -> list[Any]:
         with self.statement():
@@ -188,9 +241,27 @@ class Session:
 
     def plan(self, query: str) -> _Plan:
         """The planner's guess of what a query answers and costs."""
-        found = self.run("EXPLAIN (FORMAT JSON) " + query)[0][0][0]["Plan"]
+        found = self.run("EXPLAIN (VERBOSE, FORMAT JSON) " + query)[0][0][0]["Plan"]
         rows = int(found["Plan Rows"])
-        return _Plan(rows, rows * int(found["Plan Width"]), float(found["Total Cost"]))
+        return _Plan(rows, rows * int(found["Plan Width"]), float(found["Total Cost"]), found)
+
+    def varies(self, query: str, plan: _Plan) -> bool:
+        """Whether a query may have other rows in another session of the same snapshot.
+
+        Not seen is what a stable function, other than by its own text, has from another function.
+        """
+        if _TIME_AS_TEXT(query):
+            return True
+        names: set[str] = set()
+        for key, text in _texts(plan.node):
+            expression = _SQL_TEXT.sub("''", text)
+            if key in {"Subplans Removed", "Sampling Method"} or _VARIES(expression):
+                return True
+            names |= {
+                name[1:-1].replace('""', '"') if name.startswith('"') else name
+                for name in _called(expression)
+            }
+        return bool(names) and bool(self.run(_VARYING_FUNCTION, names=sorted(names))[0][0])
 
     def describe(self, query: str) -> tuple[templating.Column, ...]:
         """The columns of a query as the server names and types them."""
@@ -209,12 +280,16 @@ class Session:
 
     def read(self, statement: sa.Select[Any]) -> Iterator[Sequence[Any]]:
         """Streams a select by a cursor, rows as Python values."""
-        run = self.run
-        name = f"read_{id(statement):x}"
-        run(f"DECLARE {name} NO SCROLL CURSOR FOR {sqltext.select(statement)}")
-        while rows := run(f"FETCH {_FETCH_ROWS} FROM {name}"):
-            yield from rows
-        run(f"CLOSE {name}")
+        query = sqltext.select(statement)
+        name = f"read_{next(self._cursors)}"
+        done = "".join(f"CLOSE {self._done_cursors.pop()};" for _ in self._done_cursors[:])
+        self.run(f"{done}DECLARE {name} NO SCROLL CURSOR FOR {query}")
+        try:
+            while rows := self.run(f"FETCH {_FETCH_ROWS} FROM {name}"):
+                yield from rows
+        finally:
+            # Not at once: Python may end a generator while another statement is under way.
+            self._done_cursors.append(name)
 
 
 class SnapshotLost(errors.ExecutionError):
@@ -253,11 +328,13 @@ class Export:
         # By the clock of the database, which took the snapshot.
         self._age_before = self._sessions[0].as_of - self.as_of if snapshot else dt.timedelta(0)
         self._continued = snapshot is not None
+        self._found = False
         self.columns: tuple[templating.Column, ...] = template.columns
         self.rows_estimated: int | None = None
         self.bytes_estimated: int | None = None
         self.readers = 1
         self._query = ""
+        self._varies = False
         self._condition: str | None = None
         self._plan: _Plan | None = None
         self._shared: Snapshot | None = None
@@ -271,7 +348,7 @@ class Export:
     @property
     def can_continue(self) -> bool:
         """Whether the stream can be stopped at a row and continued behind it."""
-        if not self._template.order or self._template.query is None:
+        if not self._template.order or self._template.query is None or self._varies:
             return False
         kinds = {column.name: column.type for column in self.columns}
         order = [kinds[name] for name in self._template.order]
@@ -284,6 +361,15 @@ class Export:
                 return not any(kind.endswith("]") or kind == "jsonb" for kind in order)
             case _:
                 return True
+
+    @property
+    def query_digest(self) -> str:
+        """SHA-256 of what the query says; the order of its words is left out.
+
+        A set among the parameters has another order in each process.
+        """
+        words = re.findall(r"[^\s,()]+", self._query)
+        return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()
 
     @property
     def snapshot_age(self) -> dt.timedelta:
@@ -348,9 +434,12 @@ class Export:
         order = self._template.order
         with _template_errors(self._template):
             statement = self._template.query(self._params)
-            if order and not _is_limited(statement):
+            if _is_limited(statement):
+                # Without an order of its own, any rows will do.
+                self._varies = not statement._order_by_clauses
+            elif order:
                 statement = statement.order_by(None)
-            self._query = sqltext.select(statement)
+            self._query = sqltext.select(statement, now=self.as_of)
         self.columns = session.describe(self._query)
         kinds = {column.name: column.type for column in self.columns}
         missing = [name for name in order if name not in kinds]
@@ -362,7 +451,10 @@ class Export:
         if order:
             self._shared = session.share()
         self._condition = _from(order, self._after, kinds)
-        self._plan = session.plan(_ordered(self._query, order, self._condition))
+        query = _ordered(self._query, order, self._condition)
+        self._plan = session.plan(query)
+        if order and self._template.consistency == "snapshot":
+            self._varies = self._varies or session.varies(query, self._plan)
         self.rows_estimated, self.bytes_estimated = self._plan.rows, self._plan.bytes
 
     def run(self, write: Write) -> None:
@@ -384,6 +476,8 @@ class Export:
         else:
             query = _ordered(self._query, self._template.order, self._condition)
             self._copy_out(self._sessions[0], self._copy(query, header=self._header), write)
+        if self._continued and not self._found:
+            raise self._order_rejected()
 
     def _without_header(self, write: Write) -> Write:
         """Rows are counted without the header that the first block begins with."""
@@ -412,10 +506,8 @@ class Export:
                 end = self._end_of_row(block)
                 same = self.position(block[:end]) == self._after
                 if same if seen else self._continued and not same:
-                    raise errors.TemplateRejected(
-                        f"template {self._template.name}: its order does not say which row is next;"
-                        " its columns have to be unique together, and the same each time"
-                    )
+                    raise self._order_rejected()
+                self._found = True
                 seen += 1 if same else 2
                 if not same:
                     break
@@ -424,6 +516,12 @@ class Export:
                 write(block, rows, last)
 
         return checked
+
+    def _order_rejected(self) -> errors.TemplateRejected:
+        return errors.TemplateRejected(
+            f"template {self._template.name}: its order does not say which row is next;"
+            " its columns have to be unique together, and the same each time"
+        )
 
     def _end_of_row(self, block: bytes) -> int:
         end = block.index(_LINE_END) + 1
@@ -439,8 +537,13 @@ class Export:
         assert self._template.rows is not None
         with _template_errors(self._template):
             rows = self._template.rows(self._params, self._sessions[0].read)
-            for block, count in csvfile.encode(rows, self.columns, self._format):
-                write(block, count, b"")
+        blocks = csvfile.encode(rows, self.columns, self._format)
+        while True:
+            with _template_errors(self._template):
+                block = next(blocks, None)
+            if block is None:
+                return
+            write(*block, b"")
 
     def _copy(self, query: str, *, header: bool) -> str:
         columns = [(column.name, column.type) for column in self.columns]
@@ -453,7 +556,7 @@ class Export:
 
     def _ranges(self) -> range:
         """The first keys of ranges that cut the query evenly, in order; none: do not split."""
-        key, plan = self._template.split_by, self._plan
+        key, plan = self._template.split_by, None if self._varies else self._plan
         kinds = {column.name: column.type for column in self.columns}
         none = range(0)
         if key is None or plan is None or plan.rows < _SPLIT_ROWS or kinds[key] not in _INTEGERS:
@@ -547,6 +650,21 @@ def _drain(lane: "queue.Queue[Any]") -> None:
             lane.get_nowait()
         except queue.Empty:
             return
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a plan, with its key; of numbers only partitions that were left out."""
+    match node:
+        case str():
+            yield key, node
+        case list():
+            for item in node:
+                yield from _texts(item, key)
+        case dict():
+            for name, value in node.items():
+                yield from _texts(value, name)
+        case int() if node and key == "Subplans Removed":
+            yield key, ""
 
 
 def _is_limited(statement: sa.Select[Any]) -> bool:

@@ -45,7 +45,7 @@ _EARLY_SECONDS = 5.0
 _INTERRUPT_AGAIN_SECONDS = 0.5
 _TAKEN_OVER_POLL_SECONDS = 0.1
 # Raise it when a checkpoint changes: an export under way then starts over with the new code.
-_CHECKPOINT_FORMAT = 2
+_CHECKPOINT_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,9 +261,11 @@ class _Attempt:
             # Two snapshots are never stitched into one result.
             self._start_over("the snapshot is lost")
             return self._prepared(begin())
-        if _columns_of(export) != checkpoint["columns"]:
+        if _columns_of(export) != checkpoint["columns"] or (
+            snapshot and export.query_digest != checkpoint["query"]
+        ):
             export.close()
-            self._start_over("the columns have changed meanwhile")
+            self._start_over("the columns or the query have changed meanwhile")
             return self._prepared(begin())
         # Only now: until here its holder has kept the tables from being changed.
         with database.transaction(self.worker.engine) as conn:
@@ -381,6 +383,7 @@ class _Attempt:
             "upload_token": str(self.upload_token),
             "template_version": self._template_version,
             "columns": _columns_of(self.export),
+            "query": self.export.query_digest,
             "snapshot": list(snapshot) if snapshot else None,
             "position": (
                 list(self.export.position(saved.last_row).values)
