@@ -16,6 +16,7 @@ from jobplatform.templating import Column
 
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 256 * 1024
+_JSON = frozenset({"json", "jsonb"})
 _must_quote = re.compile(r'[",\r\n]|^$').search
 _must_quote_in_array = re.compile(r'[{}",\\\s]|^$|^null$', re.IGNORECASE | re.ASCII).search
 _is_formula = re.compile(r"[=+\-@\t\r]").match
@@ -68,9 +69,10 @@ def _field(value: Any, kind: str, guard: bool) -> str:
     """NULL is nothing, an empty text is `""`."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return _quoted("'" + value if guard and _is_formula(value) else value)
-    return _quoted(text_of(value, kind))
+    text = text_of(value, kind)
+    if guard and (isinstance(value, str | enum.Enum) or kind in _JSON) and _is_formula(text):
+        text = "'" + text
+    return _quoted(text)
 
 
 def _quoted(text: str) -> str:
@@ -82,7 +84,11 @@ def text_of(value: Any, kind: str = "") -> str:
 
     `kind` is the PostgreSQL name of its type, for values that more than one type can hold.
     """
+    if kind in _JSON:
+        return _document(value, sort=kind == "jsonb")
     match value:
+        case str():
+            return value
         case bool():
             return "t" if value else "f"
         case enum.Enum():
@@ -99,8 +105,6 @@ def text_of(value: Any, kind: str = "") -> str:
             return _time(value)
         case dt.timedelta():
             return _interval(value)
-        case str():
-            return value
         case dt.date() | uuid.UUID():
             return str(value)
         case ipaddress.IPv4Address() | ipaddress.IPv6Address():
@@ -112,7 +116,7 @@ def text_of(value: Any, kind: str = "") -> str:
         case list() | tuple() if kind.endswith("[]"):
             return _array(value, kind.removesuffix("[]"))
         case dict() | list() | tuple():
-            return _document(value, sort=kind == "jsonb")
+            return _document(value, sort=False)
         case _:
             raise ValueError(f"a row cannot hold a {type(value).__name__}")
 
@@ -211,7 +215,7 @@ def _array(values: Sequence[Any], kind: str) -> str:
 def _element(value: Any, kind: str) -> str:
     if value is None:
         return "NULL"
-    if isinstance(value, list | tuple) and kind not in {"json", "jsonb"}:
+    if isinstance(value, list | tuple) and kind not in _JSON:
         return _array(value, kind)
     text = text_of(value, kind)
     if not _must_quote_in_array(text):
@@ -242,6 +246,8 @@ def _document(value: Any, *, sort: bool) -> str:
 
 def _json(value: Any, kind: str) -> str:
     """A value as `row_to_json` writes it."""
+    if kind in _JSON and value is not None:
+        return text_of(value, kind)
     match value:
         case None | bool() | int() | str():
             return _json_string(value)
@@ -254,9 +260,7 @@ def _json(value: Any, kind: str) -> str:
         case dt.datetime():
             return _json_string(_timestamp(value, "T"))
         case dict():
-            return _document(value, sort=kind == "jsonb")
-        case list() | tuple() if kind in {"json", "jsonb"}:
-            return _document(value, sort=kind == "jsonb")
+            return _document(value, sort=False)
         case list() | tuple():
             kind = kind.removesuffix("[]")
             return "[" + ",".join(_json(item, kind) for item in value) + "]"
