@@ -73,7 +73,8 @@ SPECIAL: dict[str, list[Any]] = {
     "text": ["", "\\.", "NULL", '"', "\\N", "=1"],
     "text[]": [["", None, "NULL", "null", "a b", "{", "\\", '"', "\v", "\u00a0"], [["a"], ["b"]]],
     "integer[]": [[], [1, None], [[1, 2], [3, 4]]],
-    "jsonb": [-1, "=1", True, 1e16, {"b": 1, "aa": 2, "é": 3, "a": {"y": 1.0, "x": 1e16}}, [], {}, [1e-7, "\u2028"]],
+    "jsonb": [{"b": 1, "aa": 2, "é": 3, "a": {"y": 1.0, "x": 1e16}}, [], {}, [1e-7, "\u2028"], -1,
+              "=1", True, 1e16],
     "smallint": [-5, 0],
     "cidr": [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")],
 }  # fmt: skip
