@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import signal
+import threading
 import time
 from typing import Any
 
@@ -27,6 +29,7 @@ from jobplatform.settings import (
 )
 from jobplatform.usecases import run_job
 
+_GIVE_BACK_SECONDS = 1.5
 # A batch of which all failed is answered like any other, not raised: nothing is wrong with us then.
 processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failure=False)
 
@@ -36,7 +39,7 @@ def _worker() -> run_job.Worker:
     faults.switch_on(FaultSettings.from_env(), function="worker")
     platform, data = DatabaseSettings.from_env(), DataDatabaseSettings.from_env()
     results = ResultSettings.from_env()
-    return run_job.Worker(
+    worker = run_job.Worker(
         name="",
         engine=database.create_engine(platform, application_name="jobplatform-worker"),
         data=data if data.url else platform,
@@ -46,6 +49,24 @@ def _worker() -> run_job.Worker:
         results=results,
         settings=WorkerSettings.from_env(),
     )
+    _give_back_when_told_to_end(worker)
+    return worker
+
+
+def _give_back_when_told_to_end(worker: run_job.Worker) -> None:
+    """Lambda lets an invocation finish when new code comes; other runtimes end it with SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(signal_number: int, frame: object) -> None:
+        # In a thread: this one may be in the middle of anything. Who sent this does not wait long.
+        giving = threading.Thread(target=run_job.give_back, args=(worker,), daemon=True)
+        giving.start()
+        giving.join(_GIVE_BACK_SECONDS)
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def handle_record(record: SQSRecord, lambda_context: LambdaContext) -> None:

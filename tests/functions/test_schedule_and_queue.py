@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import signal
 import uuid
 from typing import Any
 
@@ -12,6 +13,7 @@ from functions.purge import handler as purge
 from functions.worker import handler as worker
 from jobplatform import jobs, queue, results, settings
 from jobplatform.observability import metrics
+from jobplatform.usecases import run_job
 from tests.helpers import platform, store
 from tests.helpers.api import Api
 from tests.helpers.events import load_event
@@ -123,6 +125,23 @@ def test_doorbell_that_nobody_can_read_is_no_longer_hidden(queue: queue.Queue) -
     assert answer == {"batchItemFailures": [{"itemIdentifier": record["messageId"]}]}
     [again] = sqs.receive_message(QueueUrl=queue.url)["Messages"]
     assert again["MessageId"] == message["MessageId"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_worker_that_is_told_to_end_gives_back_its_job_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(run_job, "give_back", lambda worker: told.append("give back"))
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("end"))
+    try:
+        assert worker.lambda_handler(load_event("worker_doorbell"), Context())
+
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert told == ["give back", "end"]
 
 
 @pytest.mark.usefixtures("environment")

@@ -53,6 +53,31 @@ def assert_clean(worker: run_job.Worker, backends: reports.Backends) -> None:
     store.until(lambda: not backends.pids(), what="the export's session is closed")
 
 
+def test_a_worker_that_is_told_to_end_gives_its_job_back_and_that_is_no_attempt(
+    worker: run_job.Worker, client_id: uuid.UUID, backends: reports.Backends
+) -> None:
+    job = platform.submit(worker, client_id, "slow", {"seconds": 60})
+    running = reports.Running(worker)
+    store.until(lambda: backends.pids("pg_sleep"), what="the query runs")
+    heard = bells.listen(worker.queue)
+
+    run_job.give_back(worker)
+
+    given = platform.get(worker, job)
+    assert (given.status, given.attempts, given.checkpoint) == (QUEUED, 0, None)
+    assert heard == [bells.Bell(job.id, 0)]
+    [only] = store.attempts(worker.engine, job.id)
+    assert (only["outcome"], only["error_code"]) == ("retry", None)
+    running.join()
+    assert platform.get(worker, job) == given
+    assert worker.in_hand == set()
+    assert_clean(worker, backends)
+
+
+def test_a_worker_without_a_job_has_nothing_to_give_back(worker: run_job.Worker) -> None:
+    run_job.give_back(worker)
+
+
 PERMANENT = {
     "undefined table": ("anything", {"sql": "1 FROM no_such_table"}, "no_such_table"),
     "undefined column": ("anything", {"sql": "no_such_column"}, "no_such_column"),

@@ -60,6 +60,8 @@ class Worker:
     jobs: JobSettings
     results: ResultSettings
     settings: WorkerSettings
+    in_hand: "set[_Attempt]" = dataclasses.field(default_factory=set)
+    """What this process is running now."""
 
 
 def drain(
@@ -102,11 +104,23 @@ def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | 
         return None
     logger.append_keys(job_id=str(job.id), template=job.template_name, attempt=job.attempts)
     faults.point("claim.after")
+    attempt = _Attempt(worker, job, token, seconds_left)
+    worker.in_hand.add(attempt)
     try:
-        _Attempt(worker, job, token, seconds_left).run()
+        attempt.run()
     finally:
+        worker.in_hand.discard(attempt)
         logger.remove_keys(["job_id", "template", "attempt"])
     return job
+
+
+def give_back(worker: Worker) -> None:
+    """For a process that is told to end: what it runs is queued again and counts as no attempt."""
+    for attempt in list(worker.in_hand):
+        try:
+            attempt.give_back()
+        except Exception:
+            logger.exception("job not given back")
 
 
 def _ring_again_if_early(worker: Worker, bell: uuid.UUID) -> None:
@@ -322,6 +336,25 @@ class _Attempt:
             raise _HandOver
         if self.seconds_left() < _STOP_SECONDS:
             raise errors.ExportTooLong
+
+    def give_back(self) -> None:
+        """From another thread: the job is due now, and is not this attempt's any more."""
+        with database.transaction(self.worker.engine) as conn:
+            given = job_store.requeue(
+                conn,
+                self.job.id,
+                token=self.token,
+                after=dt.timedelta(0),
+                reason="worker stopped",
+                counted=False,
+                checkpoint=self.job.checkpoint if self._live else None,
+            )
+            if given:
+                self._close_in(conn, "retry")
+        if given:
+            self._ring(dt.timedelta(0))
+            self._interrupt(errors.LeaseLost())
+            logger.warning("given back", job_id=str(self.job.id))
 
     def _hand_over(self) -> None:
         """Queues the job for another invocation and keeps its snapshot until that has taken it.
