@@ -250,6 +250,32 @@ def test_what_another_session_may_see_otherwise_is_not_continued(
     assert stream.can_continue == (source in SAME or consistency == "live")
 
 
+@pytest.mark.parametrize(("now", "readers"), [(sa.func.now(), 2), (sa.text("now()"), 1)])
+def test_only_what_each_session_sees_alike_is_split(
+    plain_data: settings.DataDatabaseSettings,
+    backends: reports.Backends,
+    monkeypatch: pytest.MonkeyPatch,
+    now: Any,
+    readers: int,
+) -> None:
+    monkeypatch.setattr(export, "_SPLIT_ROWS", 0)
+    backends.run("DROP TABLE IF EXISTS split")
+    backends.run("CREATE TABLE split AS SELECT generate_series(1, 5000) AS k, now() AS at")
+    backends.run("ALTER TABLE split ADD PRIMARY KEY (k)")
+    backends.run("ANALYZE split")
+    split = sa.table("split", sa.column("k"), sa.column("at"))
+
+    def query(params: Any) -> sa.Select[Any]:
+        return sa.select(split.c.k).where(split.c.at <= now)
+
+    pieces: list[bytes] = []
+    with _begun(plain_data, query, split_by="k") as begun:
+        begun.run(lambda block, rows, last: pieces.append(block))
+        assert begun.readers == readers
+
+    assert b"".join(pieces).decode().split() == ["k", *map(str, range(1, 5001))]
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_any_so_many_rows_are_read_by_one_session(
     plain_data: settings.DataDatabaseSettings, ordered: bool
@@ -263,11 +289,14 @@ def test_any_so_many_rows_are_read_by_one_session(
 
 
 def _begun(
-    address: settings.DataDatabaseSettings, query: Callable[[Any], sa.Select[Any]], **changes: Any
+    address: settings.DataDatabaseSettings,
+    query: Callable[[Any], sa.Select[Any]],
+    split_by: str | None = None,
+    **changes: Any,
 ) -> export.Export:
     begun = export.Export(
         address,
-        reports.template("begun", query, order=("k",)),
+        reports.template("begun", query, order=("k",), split_by=split_by),
         reports.Params(),
         format=ResultFormat.CSV,
         statement_timeout=_TIMEOUT,

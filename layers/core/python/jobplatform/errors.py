@@ -253,7 +253,7 @@ class ResultTooLarge(PermanentFailure):
 
 
 class ExportTooLong(PermanentFailure):
-    """The export needs longer than one worker may run, and its template declares no order."""
+    """The export needs longer than one worker may run, and cannot go on in another."""
 
     code = "export_too_long"
     safe_message = "The report takes too long to make; narrow the parameters."
