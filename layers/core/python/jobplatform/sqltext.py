@@ -7,6 +7,7 @@ the tests.
 import datetime as dt
 import decimal
 import enum
+import functools
 import ipaddress
 import json
 import math
@@ -171,12 +172,35 @@ def interval(text: str) -> dt.timedelta | str:
     return dt.timedelta(days=int(days or 0)) + (-time if sign == "-" else time)
 
 
+def _if_python_can(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What has no value in Python stays text: a year before 1 or after 9999, infinity, 24:00."""
+
+    def value(text: str) -> Any:
+        if text.startswith("24:"):
+            return text
+        try:
+            return read(text)
+        except ValueError:
+            return text
+
+    return value
+
+
+_document = functools.partial(json.loads, parse_float=decimal.Decimal)
+
 # How values of these types (by oid) are read, as the driver's own ways lose something.
 READERS: dict[int, Callable[[str], Any]] = {
+    114: _document,
     869: inet,
+    **dict.fromkeys((1083, 1266), _if_python_can(dt.time.fromisoformat)),
+    **dict.fromkeys((1114, 1184), _if_python_can(dt.datetime.fromisoformat)),
     1186: interval,
-    # Points, ranges, multiranges, and arrays of these and of the above, stay as they are printed.
-    **dict.fromkeys((600, 1041, 1187, 3904, 3905, 3906, 3907, 3908, 3909, 3910, 3911, 3912), str),
+    3802: _document,
+    # Points, records, ranges, multiranges, and arrays of these and of inet and interval, stay as
+    # they are printed.
+    **dict.fromkeys(
+        (600, 2249, 2287, 1041, 1187, 3904, 3905, 3906, 3907, 3908, 3909, 3910, 3911, 3912), str
+    ),
     **dict.fromkeys((3913, 3926, 3927, 4451, *range(4532, 4537), *range(6150, 6158)), str),
 }
 
