@@ -250,6 +250,7 @@ def test_what_another_session_may_see_otherwise_is_not_continued(
     assert stream.can_continue == (source in SAME or consistency == "live")
 
 
+@pytest.mark.parametrize("consistency", ["snapshot", "live"])
 @pytest.mark.parametrize(("now", "readers"), [(sa.func.now(), 2), (sa.text("now()"), 1)])
 def test_only_what_each_session_sees_alike_is_split(
     plain_data: settings.DataDatabaseSettings,
@@ -257,6 +258,7 @@ def test_only_what_each_session_sees_alike_is_split(
     monkeypatch: pytest.MonkeyPatch,
     now: Any,
     readers: int,
+    consistency: str,
 ) -> None:
     monkeypatch.setattr(export, "_SPLIT_ROWS", 0)
     backends.run("DROP TABLE IF EXISTS split")
@@ -269,7 +271,7 @@ def test_only_what_each_session_sees_alike_is_split(
         return sa.select(split.c.k).where(split.c.at <= now)
 
     pieces: list[bytes] = []
-    with _begun(plain_data, query, split_by="k") as begun:
+    with _begun(plain_data, query, {"split_by": "k", "consistency": consistency}) as begun:
         begun.run(lambda block, rows, last: pieces.append(block))
         assert begun.readers == readers
 
@@ -291,12 +293,12 @@ def test_any_so_many_rows_are_read_by_one_session(
 def _begun(
     address: settings.DataDatabaseSettings,
     query: Callable[[Any], sa.Select[Any]],
-    split_by: str | None = None,
+    fields: dict[str, Any] | None = None,
     **changes: Any,
 ) -> export.Export:
     begun = export.Export(
         address,
-        reports.template("begun", query, order=("k",), split_by=split_by),
+        reports.template("begun", query, order=("k",), **(fields or {})),
         reports.Params(),
         format=ResultFormat.CSV,
         statement_timeout=_TIMEOUT,

@@ -348,7 +348,9 @@ class Export:
     @property
     def can_continue(self) -> bool:
         """Whether the stream can be stopped at a row and continued behind it."""
-        if not self._template.order or self._template.query is None or self._varies:
+        if not self._template.order or self._template.query is None:
+            return False
+        if self._varies and self._template.consistency == "snapshot":
             return False
         kinds = {column.name: column.type for column in self.columns}
         order = [kinds[name] for name in self._template.order]
@@ -453,7 +455,7 @@ class Export:
         self._condition = _from(order, self._after, kinds)
         query = _ordered(self._query, order, self._condition)
         self._plan = session.plan(query)
-        if order and self._template.consistency == "snapshot":
+        if order:
             self._varies = self._varies or session.varies(query, self._plan)
         self.rows_estimated, self.bytes_estimated = self._plan.rows, self._plan.bytes
 
