@@ -260,7 +260,7 @@ class _Attempt:
             checkpoint.get("format") != _CHECKPOINT_FORMAT
             or checkpoint["template_version"] != template.version
         ):
-            self._start_over("the template or the platform has changed meanwhile")
+            self._start_over("the template or the platform has changed meanwhile", counted=False)
             return self._prepared(begin())
         snapshot = checkpoint["snapshot"]
         try:
@@ -297,14 +297,15 @@ class _Attempt:
             raise
         return export
 
-    def _start_over(self, reason: str) -> None:
+    def _start_over(self, reason: str, *, counted: bool = True) -> None:
+        """`counted`: as it may be so each time, what comes of it is one of the few attempts."""
         logger.warning("starting over", reason=reason)
         with database.transaction(self.worker.engine) as conn:
             if not job_store.drop_checkpoint(conn, self.job.id, token=self.token):
                 raise errors.LeaseLost
         self.job = dataclasses.replace(self.job, checkpoint=None)
         self.upload_token = self.token
-        self._started_over = True
+        self._started_over = counted
 
     def _open_writer(
         self,
