@@ -172,12 +172,12 @@ class ApiSettings(Settings):
     cursor_secret: str = ""
     """Key that signs list cursors; empty: taken from `cursor_secret_arn`."""
     cursor_secret_arn: str | None = None
-    version: str = "0.0.0"
-    target: Literal["embedded", "localstack", "aws"] = "embedded"
-
     max_waits: Annotated[int, pydantic.Field(ge=0)] = 50
     """Requests that may wait for a job's end at once, of all clients together; others are answered
     at once. About half of the function's concurrency, so that the rest is there for the others."""
+    version: str = "0.0.0"
+    target: Literal["embedded", "localstack", "aws"] = "embedded"
+
 
 class FaultSettings(Settings):
     """Breaking things on purpose; see `jobplatform.faults`. Refused against AWS itself."""
