@@ -120,15 +120,13 @@ class ServiceStack(Stack):
         data.results.grant_download(api)
         queue.queue.grant_send_messages(api)
 
+        worker_environment = environment.of(*job_groups, DataDatabaseSettings, WorkerSettings)
         worker = function(
             "Worker",
             name="worker",
             timeout=target.worker_timeout,
-            memory_mb=2048,
-            environment={
-                **environment.of(*job_groups, DataDatabaseSettings, WorkerSettings),
-                **WORKER_ALLOCATOR,
-            },
+            memory_mb=WorkerSettings.from_env(worker_environment).memory_mb,
+            environment={**worker_environment, **WORKER_ALLOCATOR},
         )
         data.results.grant_write(worker)
         queue.queue.grant_send_messages(worker)

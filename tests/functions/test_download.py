@@ -182,12 +182,24 @@ def test_credentials_that_live_longer_do_not_lengthen_the_url(
     assert life(ask(api, job_id, redirect="false").json["url"]) == 900
 
 
-def temporary_credentials(monkeypatch: pytest.MonkeyPatch, end: dt.datetime) -> None:
+def test_credentials_that_do_not_tell_their_end_are_not_trusted_for_long(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a function on AWS: they are in its environment, without a time."""
+    job_id = succeeded(api)
+    monkeypatch.setenv("RESULTS_URL_TTL", "PT6H")
+    temporary_credentials(monkeypatch, None)
+
+    assert life(ask(api, job_id, redirect="false").json["url"]) == 900
+
+
+def temporary_credentials(monkeypatch: pytest.MonkeyPatch, end: dt.datetime | None) -> None:
     """As Lambda has them; boto3 reads from there when they end."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "temporary")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "temporary")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
-    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", end.isoformat())
+    if end is not None:
+        monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", end.isoformat())
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     aws.client.cache_clear()
     lambdas.start_anew()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from infra.local import postgres
 from jobplatform import database, job_store, jobs, results, settings, templating
 from jobplatform.usecases import run_job
-from tests.helpers import platform
+from tests.helpers import platform, store
 
 _ROWS = 1_500_000
 _TABLE = sa.table("wide", *map(sa.column, ("id", "grp", "a", "b", "c")))
@@ -154,6 +154,10 @@ def _write_meanwhile(
     connection.close()
 
 
+def _make_due(worker: run_job.Worker, job: jobs.Job) -> None:
+    store.change(worker.engine, job.id, available_at=dt.datetime.now(dt.UTC))
+
+
 def test_a_broken_chain_starts_over_with_a_new_snapshot(
     worker: run_job.Worker,
     client_id: uuid.UUID,
@@ -170,6 +174,9 @@ def test_a_broken_chain_starts_over_with_a_new_snapshot(
     handed_over = platform.get(worker, job)
     assert handed_over.status is jobs.JobStatus.QUEUED
     assert handed_over.checkpoint is not None
+    # Not at once: exports that wait for each other's workers would all begin again together.
+    assert handed_over.available_at > dt.datetime.now(dt.UTC)
+    _make_due(worker, job)
 
     done = platform.run(worker, job)
 
@@ -243,15 +250,47 @@ def test_a_chain_that_breaks_every_time_comes_to_an_end(
     changed = dataclasses.replace(made, version="2")
     monkeypatch.setattr(templating, "get", lambda name: changed)
 
-    for _ in range(10):
+    invocations = 0
+    while not platform.get(worker, job).is_final and invocations < 20:
         _Time.written.bytes = 0
+        _make_due(worker, job)
         run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
-        if platform.get(worker, job).is_final:
-            break
+        invocations += 1
 
     ended = platform.get(worker, job)
     assert ended.status is jobs.JobStatus.FAILED
     assert ended.error_code == "export_too_long"
+    # The first, ten that are not its fault, and its four attempts.
+    assert invocations == 15
+    assert "10 times nobody" not in store.attempts(worker.engine, job.id)[-1]["error_detail"]
+
+
+def test_new_versions_under_way_cost_the_job_no_attempt(
+    worker: run_job.Worker,
+    client_id: uuid.UUID,
+    data: settings.DataDatabaseSettings,
+    wide: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its upload is not gone on with by other code, so that each time it starts over."""
+    made = _template(monkeypatch)
+    _Time.watch(monkeypatch)
+    job = platform.submit(worker, client_id, "wide")
+    for deployment in range(6):
+        changed = dataclasses.replace(made, version=str(deployment))
+        monkeypatch.setattr(templating, "get", lambda name, changed=changed: changed)
+        _Time.written.bytes = 0
+        _make_due(worker, job)
+        run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
+        assert platform.get(worker, job).attempts == 0
+
+    _make_due(worker, job)
+    done = platform.run(worker, job)
+
+    assert done.attempts == 1
+    assert platform.read(worker.bucket, done) == platform.copy(
+        data, "SELECT * FROM wide ORDER BY id"
+    )
 
 
 def test_a_job_of_an_older_version_of_its_template_is_handed_over_too(

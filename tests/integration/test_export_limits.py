@@ -67,16 +67,17 @@ def test_the_shortest_statement_timeout_ends_the_job_for_good(
     assert "0:00:00.300000" in attempt["error_detail"]
 
 
-def test_a_template_or_plan_without_a_timeout_has_the_workers(
-    worker: run_job.Worker, client_id: uuid.UUID
+@pytest.mark.parametrize(("seconds_left", "timeout"), [(895.0, b"870s"), (500.0, b"500s")])
+def test_a_template_or_plan_without_a_timeout_has_the_workers_or_the_time_that_is_left(
+    worker: run_job.Worker, client_id: uuid.UUID, seconds_left: float, timeout: bytes
 ) -> None:
     job = platform.submit(
         worker, client_id, "anything", {"sql": "current_setting('statement_timeout') AS t"}
     )
 
-    done = platform.run(worker, job)
+    run_job.run_job(worker, seconds_left=lambda: seconds_left)
 
-    assert platform.read(worker.bucket, done) == b"t\n870s\n"
+    assert platform.read(worker.bucket, platform.get(worker, job)) == b"t\n%s\n" % timeout
 
 
 def test_a_statement_timeout_after_parts_leaves_none(

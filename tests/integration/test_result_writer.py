@@ -5,16 +5,19 @@ import datetime as dt
 import gzip
 import hashlib
 import json
+import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from botocore import exceptions as aws
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from jobplatform import errors, jobs, results
+from jobplatform import errors, faults, jobs, results, settings
 from tests.helpers import platform, store
 from tests.helpers.s3 import MIN_PART_BYTES, StrictS3, refused
 
@@ -32,6 +35,7 @@ def writer(bucket: results.Bucket, **changes: Any) -> results.ResultWriter:
         "content_type": "text/csv",
         "compression": NONE,
         "part_bytes": MIN_PART_BYTES,
+        "largest_part": 100 * MIN_PART_BYTES,
     }
     values |= changes
     return results.ResultWriter(bucket, values.pop("key"), **values)
@@ -102,7 +106,7 @@ def test_each_part_of_a_compressed_result_is_a_file_of_its_own(bucket: results.B
     assert b"".join(unpacked) == b"".join(noise)
 
 
-@settings(
+@hypothesis.settings(
     max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -283,7 +287,7 @@ def test_a_suspended_upload_goes_on_in_another_writer(
     first = writer(bucket, may_suspend=may_suspend, compression=compression)
     for piece in noise[:50]:
         first.write(piece, 1, piece)
-    saved = first.suspend()
+    saved = first.suspend(seconds=30)
     assert saved is not None
     again = results.Checkpoint.from_json(json.loads(json.dumps(saved.to_json())))
     # The place to go on from is kept as values of the order, not as the row.
@@ -300,19 +304,173 @@ def test_a_suspended_upload_goes_on_in_another_writer(
     assert s3.uploads == {}
 
 
+def whole(first: int, largest: int) -> int:
+    """Bytes of the largest object."""
+    return sum(results.part_size(n, first, largest) for n in range(1, results.MAX_PARTS + 1))
+
+
 def test_parts_grow_so_that_ten_thousand_hold_five_terabytes() -> None:
-    first = 8 * 2**20
-    sizes = [results.part_size(number, first) for number in range(1, results.MAX_PARTS + 1)]
+    default = settings.WorkerSettings()
+    first, largest = default.part_bytes, results.largest_part(default.memory_mb)
+    sizes = [results.part_size(number, first, largest) for number in range(1, 10_001)]
 
-    assert sizes[:2_000] == [first] * 2_000
+    assert sizes[:256] == [first] * 256
     assert sizes == sorted(sizes)
-    assert max(sizes) <= results.MAX_PART_BYTES
-    assert sum(sizes) >= 5 * 10**12
+    assert max(sizes) == largest <= 620 * 2**20
+    assert sum(sizes) >= 5 * 2**40
 
 
-@given(st.integers(1, results.MAX_PARTS), st.integers(MIN_PART_BYTES, results.MAX_PART_BYTES))
-def test_a_part_is_never_smaller_or_larger_than_s3_takes(number: int, first: int) -> None:
-    assert MIN_PART_BYTES <= results.part_size(number, first) <= results.MAX_PART_BYTES
+@pytest.mark.parametrize(
+    ("memory_mb", "largest_object"),
+    [(512, 1.2 * 2**40), (1024, 2.5 * 2**40), (2048, 5 * 2**40), (10_240, 20 * 2**40)],
+)
+def test_what_a_worker_of_so_much_memory_can_write(memory_mb: int, largest_object: float) -> None:
+    """The numbers in docs/reference/results.md."""
+    largest = results.largest_part(memory_mb)
+
+    assert 2 * largest <= memory_mb * 2**20 * 2 / 3
+    assert whole(8 * 2**20, largest) >= largest_object
+
+
+@given(
+    st.integers(1, results.MAX_PARTS),
+    st.integers(MIN_PART_BYTES, results.MAX_PART_BYTES),
+    st.integers(512, 10_240),
+)
+def test_a_part_is_never_smaller_or_larger_than_s3_takes(
+    number: int, first: int, memory_mb: int
+) -> None:
+    size = results.part_size(number, first, results.largest_part(memory_mb))
+
+    assert MIN_PART_BYTES <= size <= results.MAX_PART_BYTES
+
+
+@pytest.mark.parametrize(("largest", "at_once"), [(2, 2), (1, 1)])
+def test_large_parts_are_uploaded_one_at_a_time(
+    bucket: results.Bucket, s3: StrictS3, largest: int, at_once: int
+) -> None:
+    """So that two are in memory, the one that is filled and this one, and not three."""
+    lock = threading.Lock()
+    under_way, most = 0, 0
+    both = threading.Event()
+
+    def slow(number: int) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        if most == 2:
+            both.set()
+        both.wait(0.2)
+        with lock:
+            under_way -= 1
+
+    s3.fail("UploadPart", slow)
+    target = writer(bucket, largest_part=largest * MIN_PART_BYTES)
+    pieces = blocks(110)
+
+    done = write(target, pieces)
+
+    assert stored(bucket, target.key) == b"".join(pieces)
+    assert len(done.parts) == 6
+    assert most == at_once
+
+
+@pytest.fixture
+def stuck(s3: StrictS3) -> Iterator[threading.Event]:
+    """An S3 whose parts wait for this event, and answer after it."""
+    go_on = threading.Event()
+    s3.fail("UploadPart", lambda number: go_on.wait(30))
+    yield go_on
+    go_on.set()
+
+
+@pytest.mark.parametrize("waits_in", ["write", "complete"])
+def test_a_stop_does_not_wait_for_s3(
+    bucket: results.Bucket, s3: StrictS3, stuck: threading.Event, waits_in: str
+) -> None:
+    target = writer(bucket)
+    failed: list[BaseException] = []
+
+    def feed() -> None:
+        try:
+            write(target, blocks(45 if waits_in == "complete" else 400))
+        except BaseException as error:
+            failed.append(error)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    store.until(lambda: s3.calls.count("UploadPart") == 2)
+    assert not failed
+
+    target.stop(errors.CancelRequested())
+
+    feeder.join(5)
+    assert not feeder.is_alive()
+    assert [type(error) for error in failed] == [errors.CancelRequested]
+    target.abort()
+    assert s3.uploads == {}
+    stuck.set()
+    # The parts that came after the end of their upload are not left either.
+    store.until(lambda: s3.calls.count("AbortMultipartUpload") >= 3)
+    assert platform.left_in(bucket) == []
+
+
+def test_a_suspended_upload_does_not_wait_for_ever(
+    bucket: results.Bucket, s3: StrictS3, stuck: threading.Event
+) -> None:
+    target = writer(bucket)
+    for piece in blocks(50):
+        target.write(piece, 1, piece)
+
+    assert target.suspend(seconds=0.5) is None
+
+
+def test_a_part_that_is_late_does_not_lose_those_before_it(
+    bucket: results.Bucket, s3: StrictS3
+) -> None:
+    """However many behind it are safe: the upload can go on at the part before it."""
+    go_on = threading.Event()
+
+    def late(number: int) -> None:
+        if number == 3:
+            go_on.wait(30)
+
+    s3.fail("UploadPart", late)
+    target = writer(bucket)
+    for piece in blocks(220):
+        target.write(piece, 1, piece)
+    store.until(lambda: target.parts >= 9)
+
+    found = target.checkpoint()
+    go_on.set()
+
+    assert found is not None
+    assert found.rows == sum(part.rows for part in found.parts)
+    assert len(found.parts) == 2
+    target.abort()
+
+
+def test_an_object_that_has_to_be_read_for_its_checksum_can_be_stopped(
+    bucket: results.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no checksum that can be handed on: the next writer reads what it made."""
+    monkeypatch.setitem(sys.modules, "rehashes", None)
+    first = writer(bucket, may_suspend=True)
+    for piece in blocks(50):
+        first.write(piece, 1, piece)
+    saved = first.suspend(seconds=30)
+    assert saved is not None
+    assert saved.digest is None
+    second = writer(bucket, resume=saved, may_suspend=True)
+    monkeypatch.setattr(
+        faults,
+        "point",
+        lambda name: second.stop(errors.ExportTooLong()) if name.endswith("after_complete") else 0,
+    )
+
+    with pytest.raises(errors.ExportTooLong):
+        write(second, blocks(10))
 
 
 class TestStrictness:

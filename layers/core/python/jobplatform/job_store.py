@@ -238,8 +238,12 @@ def requeue(
     reason: str,
     counted: bool,
     checkpoint: dict[str, Any] | None = None,
+    keep_checkpoint: bool = False,
 ) -> bool:
-    """`running -> queued`, due `after` from now; `counted`: as one of the job's few attempts."""
+    """`running -> queued`, due `after` from now; `counted`: as one of the job's few attempts.
+
+    `keep_checkpoint`: the one in the row stays.
+    """
     result = conn.execute(
         sa.update(jobs)
         .where(
@@ -256,7 +260,7 @@ def requeue(
             available_at=_now + after,
             rung_at=None,
             attempts=jobs.c.attempts - (0 if counted else 1),
-            checkpoint=checkpoint,
+            checkpoint=jobs.c.checkpoint if keep_checkpoint else checkpoint,
         )
     )
     return result.rowcount == 1
@@ -271,10 +275,27 @@ def note_taken_over(conn: sa.Connection, job_id: uuid.UUID, *, token: uuid.UUID)
     )
 
 
-def is_taken_over(conn: sa.Connection, job_id: uuid.UUID) -> bool:
-    """Whether nobody needs the snapshot in the job's checkpoint any more."""
-    found = conn.execute(sa.select(jobs.c.checkpoint).where(jobs.c.id == job_id)).first()
-    return found is None or found.checkpoint is None or bool(found.checkpoint["taken_over"])
+def is_taken_over(conn: sa.Connection, job_id: uuid.UUID, *, generation: int) -> bool:
+    """Whether nobody needs the snapshot of the checkpoint of this generation any more."""
+    return not conn.scalar(sa.select(_waits(generation)).where(jobs.c.id == job_id))
+
+
+def postpone(
+    conn: sa.Connection, job_id: uuid.UUID, *, generation: int, after: dt.timedelta
+) -> None:
+    """An export that was handed over and that nobody took is due later."""
+    conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status == JobStatus.QUEUED, _waits(generation))
+        .values(available_at=_now + after, rung_at=None)
+    )
+
+
+def _waits(generation: int) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        jobs.c.checkpoint["generation"].astext == str(generation),
+        jobs.c.checkpoint["taken_over"].astext == "false",
+    )
 
 
 def drop_checkpoint(conn: sa.Connection, job_id: uuid.UUID, *, token: uuid.UUID) -> bool:

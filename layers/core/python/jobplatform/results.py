@@ -15,6 +15,7 @@ import io
 import json
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -27,17 +28,29 @@ from jobplatform import errors, faults, jobs
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 5 * 2**20
 MAX_PART_BYTES = 5 * 2**30
-_EVEN_PARTS = 2_000
+_EVEN_PARTS = 256
 _UPLOADS_AT_ONCE = 2
 _CHUNKS_AHEAD = 16
+# How often who waits for S3 looks whether it still should, seconds.
+_LOOK = 0.1
+_LATE = 1.0
+_DIGEST_BYTES = 2**20
 GZIP_LEVEL = 1
 
 
-def part_size(number: int, first: int) -> int:
-    """Bytes of part `number` (from 1): even, then growing, so that 10,000 parts hold 5 TB."""
-    if number <= _EVEN_PARTS:
-        return first
-    return min(MAX_PART_BYTES, first * number**4 // _EVEN_PARTS**4)
+def largest_part(memory_mb: int) -> int:
+    """Bytes of the largest part in so much memory (MiB): two are there at once, one that is filled
+    and one that is uploaded, and the rest is for everything else."""
+    return min(MAX_PART_BYTES, memory_mb * 2**20 * 3 // 10)
+
+
+def part_size(number: int, first: int, largest: int) -> int:
+    """Bytes of part `number` (from 1): even, then growing in proportion to what is written.
+
+    With 8 MiB and up to 600 MiB, 10,000 parts hold 5 TiB.
+    """
+    growth = max(0, number - _EVEN_PARTS)
+    return int(min(largest, first * (1 + 1 / _EVEN_PARTS) ** growth))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,10 @@ class Stored:
     parts: tuple[Part, ...]
 
 
+# A function's credentials live for hours, but do not say how much of that is left.
+_LIFE_OF_UNKNOWN = dt.timedelta(minutes=15)
+
+
 class _Packer(Protocol):
     def compress(self, data: bytes) -> bytes: ...
     def flush(self) -> bytes: ...
@@ -77,13 +94,16 @@ class Bucket:
     def presign(
         self, key: str, *, filename: str, content_type: str, ask: dt.timedelta, now: dt.datetime
     ) -> tuple[str, dt.datetime]:
-        """A URL and when it really stops working: no later than the credentials that sign it."""
+        """A URL and when it stops working: no later than the credentials that sign it, as far as
+        they tell. Those that a function is given do not; they are not trusted for long."""
         credentials = self._public_client._request_signer._credentials
         until = now + ask
         expiry = getattr(credentials, "_expiry_time", None)
         if expiry is not None:
             credentials.get_frozen_credentials()  # refreshes those about to end
             until = min(until, credentials._expiry_time)
+        elif credentials.token:
+            until = min(until, now + _LIFE_OF_UNKNOWN)
         seconds = max(1, int((until - now).total_seconds()))
         url = self._public_client.generate_presigned_url(
             "get_object",
@@ -219,11 +239,12 @@ class ResultWriter:
     """One result on its way into S3.
 
     `write` takes blocks of whole rows and may block until there is room. Then `complete`, `abort`
-    or `suspend`. An error of packing or uploading is raised by the next call. A result that fits
-    into one part is one PutObject. With `resume` it goes on where another writer was suspended.
+    or `suspend`. An error of packing or uploading is raised by the next call, and the reason of a
+    `stop` from another thread by one that waits. A result that fits into one part is one PutObject.
+    With `resume` it goes on where another writer was suspended.
 
-    `may_suspend` chooses a checksum whose state can be handed on, which costs more; a suspended
-    writer that had not chosen it makes the last one read the object once.
+    `may_suspend` chooses a checksum whose state can be handed on; a suspended writer that had not
+    chosen it makes the last one read the object once. `largest_part`: bytes; memory holds two.
     """
 
     def __init__(
@@ -234,6 +255,7 @@ class ResultWriter:
         content_type: str,
         compression: jobs.Compression,
         part_bytes: int,
+        largest_part: int,
         max_bytes: int | None = None,
         may_suspend: bool = False,
         resume: Checkpoint | None = None,
@@ -243,24 +265,30 @@ class ResultWriter:
         self._content_type = content_type
         self._compression = compression
         self._part_bytes = max(part_bytes, MIN_PART_BYTES)
+        self._largest_part = largest_part
         self._max_bytes = max_bytes
         self.rows = resume.rows if resume else 0
         self.bytes_in = resume.bytes_in if resume else 0
         self._upload_id = resume.upload_id if resume else None
         self._done: dict[int, Part] = {part.number: part for part in resume.parts} if resume else {}
+        # Every part up to this one is safe, and what is true behind it is known.
+        self._safe = len(self._done)
         self._resumed = resume
         self._digest = _Digest(may_suspend, resume)
         self._bytes_out = resume.bytes_out if resume else 0
         # What is true behind each part that was cut, for the checkpoints.
         self._marks: dict[int, Checkpoint] = {len(resume.parts): resume} if resume else {}
-        self._last: tuple[bytes, int] | None = None
+        self._lock = threading.Lock()
+        self._last: tuple[int, bytes, int] | None = None
         self._chunks: queue.Queue[tuple[bytes, int, bytes] | None] = queue.Queue(_CHUNKS_AHEAD)
         self._error: BaseException | None = None
         self._suspending = False
+        self._aborted = False
         self._room = threading.Semaphore(_UPLOADS_AT_ONCE)
         self._uploads = concurrent.futures.ThreadPoolExecutor(
             _UPLOADS_AT_ONCE, thread_name_prefix="upload"
         )
+        self._in_flight: set[concurrent.futures.Future[None]] = set()
         self._packing = threading.Thread(target=self._pack_all, name="pack", daemon=True)
         self._packing.start()
 
@@ -271,31 +299,32 @@ class ResultWriter:
 
     def write(self, block: bytes, rows: int, last: bytes) -> None:
         """Takes whole rows; `last` is the last of them, for the checkpoint."""
-        if self._error is not None:
-            raise self._error
+        self._look()
         self.rows += rows
         self.bytes_in += len(block)
         if self._max_bytes is not None and self.bytes_in > self._max_bytes:
             raise errors.ResultTooLarge(f"more than {self._max_bytes} bytes")
-        self._chunks.put((block, rows, last))
+        self._hand_on((block, rows, last))
 
     def complete(self) -> Stored:
         """Waits for the last part and makes the object appear, whole."""
-        self._chunks.put(None)
-        self._packing.join()
-        self._uploads.shutdown()
-        if self._error is not None:
-            raise self._error
+        self._hand_on(None)
+        while self._packing.is_alive():
+            self._look()
+            self._packing.join(_LOOK)
+        self._look()
         assert self._last is not None
-        body, rows = self._last
+        number, body, rows = self._last
         faults.point("upload.before_complete")
         if self._upload_id is None:
             self._put(body, rows)
         else:
             if body:
-                self._room.acquire()
-                self._upload(len(self._done) + 1, body, rows)
+                self._start_upload(number, body, rows)
+            while concurrent.futures.wait(self._in_flight, timeout=_LOOK).not_done:
+                self._look()
             self._complete_parts()
+        self._uploads.shutdown()
         faults.point("upload.after_complete")
         parts = tuple(self._done[number] for number in sorted(self._done))
         return Stored(
@@ -307,52 +336,78 @@ class ResultWriter:
 
     def checkpoint(self) -> Checkpoint | None:
         """The upload up to the last part that is safe with all before it; None where none is."""
-        number = 0
-        while number + 1 in self._done:
-            number += 1
-        mark = self._marks.get(number)
-        if mark is None:
-            return None
-        parts = tuple(self._done[index] for index in range(1, number + 1))
+        with self._lock:
+            mark = self._marks.get(self._safe)
+            if mark is None:
+                return None
+            parts = tuple(self._done[number] for number in range(1, self._safe + 1))
         return dataclasses.replace(mark, parts=parts)
 
-    def suspend(self) -> Checkpoint | None:
-        """Stops behind the last whole part, waits until it is safe, and leaves the upload open."""
+    def stop(self, reason: BaseException) -> None:
+        """From another thread: whoever waits in this writer raises the reason instead."""
+        self._error = self._error or reason
+
+    def suspend(self, *, seconds: float) -> Checkpoint | None:
+        """Stops behind the last whole part and leaves the upload open.
+
+        Parts on their way may take so many seconds more; what is not safe then does not count.
+        """
+        until = time.monotonic() + seconds
         if self._error is None:
             self._suspending = True
-            self._chunks.put(None)
-            self._packing.join()
-        self._stop()
-        self._uploads.shutdown()
+            with contextlib.suppress(queue.Full):
+                self._chunks.put(None, timeout=max(0.0, seconds))
+            self._packing.join(max(0.0, until - time.monotonic()))
+        concurrent.futures.wait(self._in_flight, timeout=max(0.0, until - time.monotonic()))
+        self._end()
         return self.checkpoint()
 
     def abort(self) -> None:
-        """Stops the stages and removes what was written. Safe to call at any time."""
-        self._stop()
-        self._uploads.shutdown(cancel_futures=True)
-        if self._upload_id is not None:
-            self._bucket.abort(self.key, self._upload_id)
+        """Stops the stages and removes what was written. Safe to call at any time.
 
-    def _stop(self) -> None:
-        if self._error is None:
-            self._error = errors.ExecutionError("the upload was stopped")
+        It does not wait for parts on their way: whoever brings one removes it.
+        """
+        self._aborted = True
+        self._end()
+        self._free()
+
+    def _end(self) -> None:
+        self.stop(errors.ExecutionError("the upload was stopped"))
+        self._uploads.shutdown(wait=False, cancel_futures=True)
         # The packer may be waiting for a block, or for room; it looks at the error after both.
-        while self._packing.is_alive():
+        until = time.monotonic() + _LATE
+        while self._packing.is_alive() and time.monotonic() < until:
             with contextlib.suppress(queue.Full):
                 self._chunks.put(None, timeout=0.05)
             self._packing.join(timeout=0.05)
+
+    def _free(self) -> None:
+        if self._upload_id is not None:
+            self._bucket.abort(self.key, self._upload_id)
+
+    def _free_late(self) -> None:
+        """What S3 takes while an upload is ended may stay: it has to be ended again then."""
+        if self._aborted:
+            with contextlib.suppress(Exception):
+                self._free()
+
+    def _look(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _hand_on(self, item: tuple[bytes, int, bytes] | None) -> None:
+        while True:
+            self._look()
+            with contextlib.suppress(queue.Full):
+                self._chunks.put(item, timeout=_LOOK)
+                return
 
     def _pack_all(self) -> None:
         try:
             self._pack()
         except BaseException as error:
-            self._error = self._error or error
-            # A writer that waits for room in the queue has to get it to see the error.
-            while True:
-                try:
-                    self._chunks.get_nowait()
-                except queue.Empty:
-                    break
+            self.stop(error)
+            self._free_late()
 
     def _pack(self) -> None:
         number = len(self._done) + 1
@@ -362,6 +417,7 @@ class ResultWriter:
         rows_before = self._resumed.rows if self._resumed else 0
         bytes_in = self._resumed.bytes_in if self._resumed else 0
         packer: _Packer | None = None
+        size = part_size(number, self._part_bytes, self._largest_part)
         while (item := self._next_block()) is not None:
             block, count, last = item
             rows += count
@@ -370,13 +426,14 @@ class ResultWriter:
                 packer = packer or _gzip_member()
                 block = packer.compress(block)
             body.write(block)
-            if body.tell() >= part_size(number, self._part_bytes):
+            if body.tell() >= size:
                 if packer is not None:
                     body.write(packer.flush())
                     packer = None
                 rows_before += rows
                 self._send(number, body.getvalue(), rows, (rows_before, bytes_in, last))
                 number += 1
+                size = part_size(number, self._part_bytes, self._largest_part)
                 body, rows = io.BytesIO(), 0
         if self._suspending:
             return
@@ -384,13 +441,12 @@ class ResultWriter:
             body.write(packer.flush())
         elif self._compression is jobs.Compression.GZIP and number == 1:
             body.write(_gzip_member().flush())
-        self._last = (body.getvalue(), rows)
-        self._account(self._last[0])
+        self._last = (number, body.getvalue(), rows)
+        self._account(self._last[1])
 
     def _next_block(self) -> tuple[bytes, int, bytes] | None:
         item = self._chunks.get()
-        if self._error is not None:
-            raise self._error
+        self._look()
         return item
 
     def _account(self, body: bytes) -> None:
@@ -399,7 +455,10 @@ class ResultWriter:
 
     def _send(self, number: int, body: bytes, rows: int, mark: tuple[int, int, bytes]) -> None:
         if number >= MAX_PARTS:
-            raise errors.ResultTooLarge(f"more than {MAX_PARTS} parts")
+            raise errors.ResultTooLarge(
+                f"more than {MAX_PARTS} parts, of up to {self._largest_part} bytes in the worker's"
+                " memory"
+            )
         if self._upload_id is None:
             self._upload_id = self._bucket.client.create_multipart_upload(
                 Bucket=self._bucket.name,
@@ -420,11 +479,19 @@ class ResultWriter:
             last_row=last,
             digest=self._digest.state(),
         )
-        self._marks.pop(number - 2 * _UPLOADS_AT_ONCE, None)
-        self._room.acquire()
-        if self._error is not None:
-            raise self._error
-        self._uploads.submit(self._upload, number, body, rows)
+        self._start_upload(number, body, rows)
+
+    def _start_upload(self, number: int, body: bytes, rows: int) -> None:
+        """Waits for room: three parts are in memory at once, or two where three are too many."""
+        for _ in range(self._places(body)):
+            while not self._room.acquire(timeout=_LOOK):
+                self._look()
+        self._look()
+        self._in_flight = {upload for upload in self._in_flight if not upload.done()}
+        self._in_flight.add(self._uploads.submit(self._upload, number, body, rows))
+
+    def _places(self, body: bytes) -> int:
+        return 1 if 3 * len(body) <= 2 * self._largest_part else _UPLOADS_AT_ONCE
 
     def _upload(self, number: int, body: bytes, rows: int) -> None:
         try:
@@ -438,13 +505,19 @@ class ResultWriter:
                 Body=body,
                 ChecksumSHA256=_base64(digest),
             )["ETag"]
-            self._done[number] = Part(
-                number=number, rows=rows, bytes=len(body), sha256=digest, etag=etag
-            )
+            self._note(Part(number=number, rows=rows, bytes=len(body), sha256=digest, etag=etag))
         except BaseException as error:
-            self._error = self._error or error
+            self.stop(error)
         finally:
-            self._room.release()
+            self._room.release(self._places(body))
+            self._free_late()
+
+    def _note(self, part: Part) -> None:
+        with self._lock:
+            self._done[part.number] = part
+            while self._safe + 1 in self._done and self._safe + 1 in self._marks:
+                self._marks.pop(self._safe, None)
+                self._safe += 1
 
     def _put(self, body: bytes, rows: int) -> None:
         digest = hashlib.sha256(body).hexdigest()
@@ -459,8 +532,7 @@ class ResultWriter:
         self._done[1] = Part(number=1, rows=rows, bytes=len(body), sha256=digest, etag=etag)
 
     def _complete_parts(self) -> None:
-        if self._error is not None:
-            raise self._error
+        self._look()
         self._bucket.client.complete_multipart_upload(
             Bucket=self._bucket.name,
             Key=self.key,
@@ -481,44 +553,47 @@ class ResultWriter:
     def _read_digest(self) -> str:
         found = self._bucket.client.get_object(Bucket=self._bucket.name, Key=self.key)
         digest = hashlib.sha256()
-        for block in found["Body"].iter_chunks(1024 * 1024):
+        for block in found["Body"].iter_chunks(_DIGEST_BYTES):
+            self._look()
             digest.update(block)
         return digest.hexdigest()
 
 
 class _Digest:
-    """SHA-256 over the whole object. The standard library's is faster; only that of `rehashes` can
-    be handed on, and there is none of it for some platforms."""
+    """SHA-256 over the whole object. Only that of `rehashes` can be handed on, but it lets no other
+    thread run meanwhile, and there is none of it for some platforms."""
 
     def __init__(self, may_suspend: bool, resume: Checkpoint | None) -> None:
-        self._fast: Any = None
-        self._slow: Any = None
+        self._plain: Any = None
+        self._resumable: Any = None
         if resume is None and not may_suspend:
-            self._fast = hashlib.sha256()
+            self._plain = hashlib.sha256()
             return
         try:
             import rehashes
         except ImportError:
-            self._fast = None if resume else hashlib.sha256()
+            self._plain = None if resume else hashlib.sha256()
             return
         if resume is None:
-            self._slow = rehashes.PySha256()
+            self._resumable = rehashes.PySha256()
         elif resume.digest is not None:
-            self._slow = rehashes.PySha256.deserialize(base64.b64decode(resume.digest))
+            self._resumable = rehashes.PySha256.deserialize(base64.b64decode(resume.digest))
 
     def update(self, piece: bytes) -> None:
-        digest = self._fast or self._slow
-        if digest is not None:
-            digest.update(piece)
+        if self._plain is not None:
+            self._plain.update(piece)
+        elif self._resumable is not None:
+            for start in range(0, len(piece), _DIGEST_BYTES):
+                self._resumable.update(piece[start : start + _DIGEST_BYTES])
 
     def state(self) -> str | None:
-        return base64.b64encode(self._slow.serialize()).decode() if self._slow else None
+        return base64.b64encode(self._resumable.serialize()).decode() if self._resumable else None
 
     def hexdigest(self) -> str | None:
         """None where it is not known without reading the object."""
-        if self._fast is not None:
-            return str(self._fast.hexdigest())
-        return str(self._slow.finalize()) if self._slow else None
+        if self._plain is not None:
+            return str(self._plain.hexdigest())
+        return str(self._resumable.finalize()) if self._resumable else None
 
 
 def _base64(hexdigest: str) -> str:

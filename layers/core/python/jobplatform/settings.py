@@ -157,6 +157,9 @@ class WorkerSettings(Settings):
     to finish parts, and for the next to start and take over the snapshot."""
     part_bytes: Annotated[int, pydantic.Field(ge=5 * 2**20)] = 8 * 2**20
     """Size of the first parts of an upload, bytes (S3: at least 5 MiB); later ones grow."""
+    memory_mb: Annotated[int, pydantic.Field(ge=512, le=10240)] = 2048
+    """Memory of the function, MiB. Parts grow up to three tenths of it, which bounds the size of a
+    result."""
 
 
 WORKER_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_ARENA_MAX": "2"}

@@ -1,9 +1,12 @@
 """Running a job: claim, export, publish; every write is fenced by the attempt's token."""
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
+import random
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -34,16 +37,21 @@ from jobplatform.settings import (
     WorkerSettings,
 )
 
-# Slower than any export measured: what is estimated to need longer than the time left at this speed
-# gets a checksum that can be handed over.
-_SLOW_BYTES_A_SECOND = 10 * 2**20
-# An export that cannot be handed over is given up when so little time is left, before Lambda kills
-# it.
+# What cannot be handed over is stopped when so little time is left, before Lambda kills it. Where
+# code of a template does not listen, its end is at least written down.
 _STOP_SECONDS = 10.0
+_WRITE_DOWN_SECONDS = 4.0
 _LEAVE_SECONDS = 1.0
 _EARLY_SECONDS = 5.0
 _INTERRUPT_AGAIN_SECONDS = 0.5
-_TAKEN_OVER_POLL_SECONDS = 0.1
+_TAKEN_OVER_POLL_SECONDS = 0.25
+# A checkpoint is written whole, so one of many parts is written more rarely.
+_SAVE_PAUSE_A_PART = 0.02
+# So many times a chain may be lost before that counts as an attempt.
+_LOST_CHAINS = 10
+# What nobody took over is tried again within this time, by chance: exports that wait for each
+# other's workers then do not meet again.
+_SPREAD = dt.timedelta(minutes=15)
 # Raise it when a checkpoint changes: an export under way then starts over with the new code.
 _CHECKPOINT_FORMAT = 3
 
@@ -143,6 +151,12 @@ class _HandOver(Exception):
     """Not an error: the time of this invocation ends, and the export goes on in another."""
 
 
+class _OutOfTime(errors.ExecutionError):
+    """The time of this invocation ended where the export could not be handed over."""
+
+    code = "out_of_time"
+
+
 class _Attempt:
     """One try at one job, its lease, and what it has written so far."""
 
@@ -164,11 +178,17 @@ class _Attempt:
         self.interrupted: errors.ExecutionError | None = None
         self._template_version = job.template_version
         self._started_over = False
+        self._lost_chains = 0
         self._max_age: dt.timedelta | None = None
         self._resumed_parts = 0
         self._saved_parts = 0
+        self._saved_at = 0.0
         self._live = False
+        self._leaving = False
+        self._handing_over = False
+        self._taken_over = False
         self._handed_over = False
+        self._holding = threading.Lock()
         self._ended = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -178,6 +198,8 @@ class _Attempt:
             self._run()
         finally:
             self._stop_heartbeat()
+            if self.holder is not None:
+                self.holder.close()
             if self.export is not None:
                 age = self.export.snapshot_age.total_seconds()
                 metrics.add_metric(name="SnapshotAge", unit=MetricUnit.Seconds, value=age)
@@ -217,22 +239,23 @@ class _Attempt:
         try:
             with self._open(template, params, plan) as export:
                 writer = self.writer = self._open_writer(template, plan, export)
-                hand_over_at = self.worker.settings.hand_over_before.total_seconds()
 
                 def write(block: bytes, rows: int, last: bytes) -> None:
                     self._check()
                     writer.write(block, rows, last)
                     if max_rows is not None and writer.rows > max_rows:
                         raise errors.ResultTooLarge(f"more than {max_rows} rows")
-                    if self.seconds_left() < hand_over_at:
+                    if self._leaving or self.seconds_left() < self._hand_over_at:
                         self._out_of_time(export)
 
                 export.run(write)
         except _HandOver:
             raise
-        except Exception:
+        except Exception as error:
             # Of a query that was stopped on purpose, the purpose is the reason.
             self._check()
+            if self._leaving and not isinstance(error, errors.PermanentFailure):
+                raise _HandOver from None
             raise
         self._check()
         return writer.complete()
@@ -244,6 +267,8 @@ class _Attempt:
         checkpoint = self.job.checkpoint
         limits = [self.worker.settings.statement_timeout, template.statement_timeout]
         limits += [plan.statement_timeout] if plan else []
+        # A statement that outlived this invocation would be nobody's.
+        limits.append(dt.timedelta(seconds=max(1.0, self.seconds_left())))
         timeout = min(limit for limit in limits if limit is not None)
         begin: Callable[..., exporting.Export] = functools.partial(
             exporting.Export,
@@ -256,6 +281,7 @@ class _Attempt:
         if checkpoint is None:
             return self._prepared(begin())
         self.upload_token = uuid.UUID(checkpoint["upload_token"])
+        self._lost_chains = checkpoint.get("lost_chains", 0)
         if (
             checkpoint.get("format") != _CHECKPOINT_FORMAT
             or checkpoint["template_version"] != template.version
@@ -273,6 +299,7 @@ class _Attempt:
             )
         except exporting.SnapshotLost:
             # Two snapshots are never stitched into one result.
+            self._lost_chains += 1
             self._start_over("the snapshot is lost")
             return self._prepared(begin())
         if _columns_of(export) != checkpoint["columns"] or (
@@ -281,9 +308,14 @@ class _Attempt:
             export.close()
             self._start_over("the columns or the query have changed meanwhile")
             return self._prepared(begin())
-        # Only now: until here its holder has kept the tables from being changed.
-        with database.transaction(self.worker.engine) as conn:
-            job_store.note_taken_over(conn, self.job.id, token=self.token)
+        try:
+            # Only now: until here its holder has kept the tables from being changed.
+            with database.transaction(self.worker.engine) as conn:
+                job_store.note_taken_over(conn, self.job.id, token=self.token)
+        except BaseException:
+            export.close()
+            raise
+        self._taken_over = True
         return export
 
     def _prepared(self, export: exporting.Export) -> exporting.Export:
@@ -317,26 +349,43 @@ class _Attempt:
         if self.job.checkpoint is not None:
             resume = results.Checkpoint.from_json(self.job.checkpoint["upload"])
             self._resumed_parts = self._saved_parts = len(resume.parts)
-        # A guess that is wrong costs one more look at the object, nothing else.
-        slow = (export.bytes_estimated or 0) > self.seconds_left() * _SLOW_BYTES_A_SECOND
         return results.ResultWriter(
             self.worker.bucket,
             jobs.result_key(self.job, self.token),
             content_type=self.job.format.content_type,
             compression=self.job.compression,
             part_bytes=self.worker.settings.part_bytes,
+            largest_part=results.largest_part(self.worker.settings.memory_mb),
             max_bytes=_smallest(template.max_bytes, plan.max_bytes if plan else None),
-            may_suspend=export.can_continue and (slow or self._live),
+            may_suspend=export.can_continue,
             resume=resume,
         )
 
+    @property
+    def _hand_over_at(self) -> float:
+        return self.worker.settings.hand_over_before.total_seconds()
+
     def _out_of_time(self, export: exporting.Export) -> None:
         if export.can_continue:
-            # Now, while the session is alive whose snapshot is to be kept.
-            self.holder = None if self._live else export.hold()
+            self._leave(export)
             raise _HandOver
         if self.seconds_left() < _STOP_SECONDS:
-            raise errors.ExportTooLong
+            raise self._too_late()
+
+    def _leave(self, export: exporting.Export) -> None:
+        with self._holding:
+            if not self._leaving:
+                # Now, while the session is alive whose snapshot is to be kept.
+                self.holder = None if self._live else export.hold()
+                self._leaving = True
+
+    def _too_late(self) -> errors.ExecutionError:
+        if self.writer is None or self._can_continue:
+            return _OutOfTime()
+        return errors.ExportTooLong(
+            f"the invocation ended after {self.writer.rows} rows, and the export cannot be handed"
+            " over"
+        )
 
     def give_back(self) -> None:
         """From another thread: the job is due now, and is not this attempt's any more."""
@@ -348,7 +397,7 @@ class _Attempt:
                 after=dt.timedelta(0),
                 reason="worker stopped",
                 counted=False,
-                checkpoint=self.job.checkpoint if self._live else None,
+                keep_checkpoint=self._live,
             )
             if given:
                 self._close_in(conn, "retry")
@@ -364,16 +413,21 @@ class _Attempt:
         """
         assert self.writer is not None
         assert self.export is not None
+        self._handing_over = True
         holder = self.holder
         try:
             snapshot = holder.share() if holder else None
-            saved = self.writer.suspend()
+            saved = self.writer.suspend(seconds=self._patience())
             if saved is None:
                 self._discard()
             checkpoint = self._checkpoint(saved, snapshot)
             # Without a new part, or from the beginning again, there was no progress, and that may
             # not go on for ever.
-            progress = self.writer.parts > self._resumed_parts and not self._started_over
+            progress = (
+                saved is not None
+                and len(saved.parts) > self._resumed_parts
+                and (not self._started_over or 0 < self._lost_chains <= _LOST_CHAINS)
+            )
             faults.point("hand_over.before")
             self._stop_heartbeat()
             self._check()
@@ -381,7 +435,10 @@ class _Attempt:
                 not progress
                 and jobs.retry_delay(self.job.attempts, self.worker.jobs.retry_delays) is None
             ):
-                raise errors.ExportTooLong("no progress within one invocation")
+                raise errors.ExportTooLong(
+                    f"no progress within one invocation; {self._lost_chains} times nobody took it"
+                    " over"
+                )
             self._handed_over = True
             queued = self._requeue(
                 dt.timedelta(0),
@@ -391,20 +448,21 @@ class _Attempt:
                 checkpoint=checkpoint,
             )
             faults.point("hand_over.after")
-            if queued and holder is not None and saved is not None:
-                self._wait_until_taken_over()
+            if queued and holder is not None and checkpoint is not None:
+                self._wait_until_taken_over(checkpoint["generation"])
         except errors.CancelRequested:
             self._cancel()
         except errors.PermanentFailure as error:
             self._discard()
             self._fail(error.code, error.safe_message)
-        except errors.ExecutionError:
+        except errors.LeaseLost:
             self._lose()
         except Exception as error:
             self._retry_or_fail(error)
-        finally:
-            if holder is not None:
-                holder.close()
+
+    def _patience(self) -> float:
+        """Seconds that parts on their way may still take: half of what is left."""
+        return max(_STOP_SECONDS, self.seconds_left() / 2)
 
     def _checkpoint(
         self, saved: results.Checkpoint | None, snapshot: exporting.Snapshot | None
@@ -426,22 +484,27 @@ class _Attempt:
             ),
             "as_of": self.export.as_of.isoformat(),
             "generation": before.get("generation", 0) + 1,
+            "lost_chains": self._lost_chains,
             "taken_over": False,
             "upload": saved.to_json(),
         }
 
-    def _wait_until_taken_over(self) -> None:
+    def _wait_until_taken_over(self, generation: int) -> None:
         pause = threading.Event()
         while self.seconds_left() > _LEAVE_SECONDS:
             try:
                 with database.transaction(self.worker.engine) as conn:
-                    if job_store.is_taken_over(conn, self.job.id):
+                    if job_store.is_taken_over(conn, self.job.id, generation=generation):
                         return
             except Exception:
                 # The snapshot is kept all the same: the next worker may be waiting as well.
                 logger.warning("not known whether the snapshot was taken over", exc_info=True)
             pause.wait(_TAKEN_OVER_POLL_SECONDS)
         logger.warning("nobody took the snapshot over in time")
+        with contextlib.suppress(Exception), database.transaction(self.worker.engine) as conn:
+            job_store.postpone(
+                conn, self.job.id, generation=generation, after=random.random() * _SPREAD
+            )
 
     def _publish(self, template: templating.Template, stored: results.Stored) -> None:
         assert self.writer is not None
@@ -473,45 +536,74 @@ class _Attempt:
         logger.info("result published", rows=stored.rows, bytes=stored.bytes)
 
     def _beat(self) -> None:
-        """Renews the lease beside the work, and stops the work when it is lost or cancelled."""
-        while not self._ended.wait(self.worker.jobs.heartbeat.total_seconds()):
+        """Renews the lease beside the work, and stops the work when the job is lost or cancelled,
+        or when the time is over. While the work is being stopped the job is still this attempt's.
+        """
+        pause = self.worker.jobs.heartbeat.total_seconds()
+        while not self._ended.wait(pause):
             try:
                 faults.point("heartbeat")
-                checkpoint = self._live_checkpoint()
-                with database.transaction(self.worker.engine) as conn:
-                    cancel = job_store.heartbeat(
-                        conn,
-                        self.job.id,
-                        token=self.token,
-                        lease=self.worker.jobs.lease,
-                        rows=self.writer.rows if self.writer else 0,
-                        bytes_=self.writer.bytes_in if self.writer else 0,
-                        estimate=self._estimate(),
-                        checkpoint=checkpoint,
-                    )
-                self._check_age()
-            except errors.PermanentFailure as error:
+                self._watch_time()
+                self._renew()
+            except errors.ExecutionError as error:
                 self._interrupt(error)
-                self._interrupt_until_ended()
-                return
             except Exception:
                 # The lease is longer than many heartbeats; one that fails is not the end.
                 logger.warning("heartbeat failed", exc_info=True)
-                continue
-            if cancel is None:
-                self._interrupt(errors.LeaseLost())
-            elif cancel:
-                self._interrupt(errors.CancelRequested())
-            else:
-                continue
-            self._interrupt_until_ended()
-            return
+            if self.interrupted is not None or self._leaving:
+                pause = min(pause, _INTERRUPT_AGAIN_SECONDS)
+                # A query that was not yet there to be cancelled is cancelled when it is.
+                if self.export is not None:
+                    self.export.cancel()
 
-    def _interrupt_until_ended(self) -> None:
-        """A query that was not yet there to be cancelled is cancelled when it is."""
-        while not self._ended.wait(_INTERRUPT_AGAIN_SECONDS):
-            if self.export is not None:
-                self.export.cancel()
+    def _watch_time(self) -> None:
+        """Work that writes nothing for long does not come to where it looks at the time itself."""
+        left = self.seconds_left()
+        if self._handing_over or self.export is None:
+            return
+        if self.interrupted is not None:
+            if left < _WRITE_DOWN_SECONDS:
+                self._write_down(self.interrupted)
+        elif left < _STOP_SECONDS:
+            raise self._too_late()
+        elif left < self._hand_over_at / 2 and self._can_continue and not self._leaving:
+            try:
+                self._leave(self.export)
+            except errors.ExecutionError:
+                logger.warning("snapshot not kept", exc_info=True)
+
+    def _write_down(self, reason: errors.ExecutionError) -> None:
+        """The end of a job whose work goes on regardless, until Lambda kills it."""
+        try:
+            raise reason
+        except errors.CancelRequested:
+            self._end(jobs.JobStatus.CANCELLED, "cancelled by the client")
+        except errors.PermanentFailure as error:
+            self._fail(error.code, error.safe_message)
+        except errors.ExecutionError:
+            logger.warning("the dispatcher will find this job", exc_info=True)
+
+    def _renew(self) -> None:
+        checkpoint = self._live_checkpoint()
+        with database.transaction(self.worker.engine) as conn:
+            cancel = job_store.heartbeat(
+                conn,
+                self.job.id,
+                token=self.token,
+                lease=self.worker.jobs.lease,
+                rows=self.writer.rows if self.writer else 0,
+                bytes_=self.writer.bytes_in if self.writer else 0,
+                estimate=self._estimate(),
+                checkpoint=checkpoint,
+            )
+        if checkpoint is not None:
+            self._saved_parts = len(checkpoint["upload"]["parts"])
+            self._saved_at = time.monotonic()
+        if cancel is None:
+            raise errors.LeaseLost
+        if cancel:
+            raise errors.CancelRequested
+        self._check_age()
 
     def _estimate(self) -> int | None:
         if self.export is None or self.export.rows_estimated is None:
@@ -522,16 +614,18 @@ class _Attempt:
 
     def _live_checkpoint(self) -> dict[str, Any] | None:
         """Of a live export every part is a place to go on from, also after a crash."""
-        if not self._may_resume() or self.writer is None:
+        if not self._live or not self._can_continue or self.writer is None:
             return None
         saved = self.writer.checkpoint()
-        if saved is None or len(saved.parts) == self._saved_parts:
+        if saved is None or len(saved.parts) <= self._saved_parts:
             return None
-        self._saved_parts = len(saved.parts)
+        if time.monotonic() < self._saved_at + len(saved.parts) * _SAVE_PAUSE_A_PART:
+            return None
         return self._checkpoint(saved, None)
 
-    def _may_resume(self) -> bool:
-        return self._live and self.export is not None and self.export.can_continue
+    @property
+    def _can_continue(self) -> bool:
+        return self.writer is not None and self.export is not None and self.export.can_continue
 
     def _check_age(self) -> None:
         if self._max_age is None or self.export is None:
@@ -540,9 +634,10 @@ class _Attempt:
             raise errors.SnapshotTooOld(f"the snapshot was kept for longer than {self._max_age}")
 
     def _interrupt(self, reason: errors.ExecutionError) -> None:
-        self.interrupted = reason
-        if self.export is not None:
-            self.export.cancel()
+        if self.interrupted is None or isinstance(reason, errors.LeaseLost):
+            self.interrupted = reason
+        if self.writer is not None:
+            self.writer.stop(reason)
 
     def _check(self) -> None:
         if self.interrupted is not None:
@@ -558,7 +653,7 @@ class _Attempt:
         try:
             if self.writer is not None:
                 if keep:
-                    self.writer.suspend()
+                    self.writer.suspend(seconds=0)
                 else:
                     self.writer.abort()
             elif self.job.checkpoint is not None and not keep:
@@ -591,15 +686,20 @@ class _Attempt:
         permanent = state == "25006" or (state is not None and not database.is_transient(error))
         if delay is None or permanent:
             self._discard(keep=self._handed_over)
-            code = "database_error" if state else "internal_error"
-            self._fail(code, "The report could not be made.")
+            if isinstance(error, _OutOfTime):
+                self._fail(errors.ExportTooLong.code, errors.ExportTooLong.safe_message)
+            else:
+                code = "database_error" if state else "internal_error"
+                self._fail(code, "The report could not be made.")
             return
         logger.warning("attempt failed, will be tried again", exc_info=True)
-        # A live export goes on at its last part, everything else starts over.
-        resumes = self._may_resume() and not results.upload_is_lost(error)
-        checkpoint = self._suspended() if resumes else None
+        # A live export goes on at its last part, and what was not yet taken over where it was left;
+        # everything else starts over.
+        resumes = not results.upload_is_lost(error)
+        checkpoint = self._suspended() if resumes and self._live and self._can_continue else None
+        keep = resumes and checkpoint is None and self._has_checkpoint()
         # Where it is not known whether the job was queued, the upload may be another's by now.
-        self._discard(keep=self._handed_over or checkpoint is not None)
+        self._discard(keep=self._handed_over or keep or checkpoint is not None)
         self._requeue(
             delay,
             f"retry after {type(error).__name__}",
@@ -607,7 +707,14 @@ class _Attempt:
             code="transient_error",
             counted=True,
             checkpoint=checkpoint,
+            keep_checkpoint=keep,
         )
+
+    def _has_checkpoint(self) -> bool:
+        """Whether the checkpoint in the job's row is one to go on from."""
+        if self._live:
+            return self.job.checkpoint is not None or self._saved_parts > 0
+        return self.job.checkpoint is not None and not self._taken_over
 
     def _erase(self) -> None:
         """Removes an object that was whole already when the cancel came; otherwise as above."""
@@ -621,7 +728,7 @@ class _Attempt:
         if self.writer is None:
             return None
         try:
-            return self._checkpoint(self.writer.suspend(), None)
+            return self._checkpoint(self.writer.suspend(seconds=self._patience()), None)
         except Exception:
             logger.warning("upload not suspended", exc_info=True)
             return None
@@ -635,6 +742,7 @@ class _Attempt:
         counted: bool,
         code: str | None = None,
         checkpoint: dict[str, Any] | None = None,
+        keep_checkpoint: bool = False,
     ) -> bool:
         with database.transaction(self.worker.engine) as conn:
             queued = job_store.requeue(
@@ -645,6 +753,7 @@ class _Attempt:
                 reason=reason,
                 counted=counted,
                 checkpoint=checkpoint,
+                keep_checkpoint=keep_checkpoint,
             )
             if queued:
                 self._close_in(conn, outcome, code)
