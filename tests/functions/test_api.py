@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from functions.api import resources
-from jobplatform import client_store, errors, jobs, plans, problems, queue
+from jobplatform import client_store, database, errors, jobs, plans, problems, queue
 from jobplatform.observability import logger
 from jobplatform.usecases import list_jobs
 from tests.conftest import new_client
@@ -271,6 +271,17 @@ def test_place_of_a_request_that_died_is_free_again(api: Api) -> None:
     for _ in range(3):
         with pytest.raises(Paused):
             waited_for(api, job_id, never, max_waits=1)
+
+
+def test_without_places_nobody_waits_or_locks_anything(api: Api) -> None:
+    job_id = uuid.UUID(api.submit().json["id"])
+
+    with database.place(api.engine, api.client_id, of_client=5, of_all=0) as conn:
+        assert conn is None
+        with api.engine.begin() as looking:
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            assert looking.exec_driver_sql(held).scalar() == 0
+    assert not waited_for(api, job_id, never, max_waits=0).is_final
 
 
 def test_wait_whose_connection_is_lost_is_an_answer_to_try_again(api: Api) -> None:

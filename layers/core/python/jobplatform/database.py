@@ -217,10 +217,10 @@ def place(
 
 # EXISTS stops at the first lock that it gets. 0 stands for all clients.
 _TAKE_PLACE = sa.text("""
-SELECT EXISTS (SELECT FROM generate_series(1, CAST(:of_client AS integer)) AS place
-               WHERE pg_try_advisory_lock(hashtext(:client), place))
-    AND EXISTS (SELECT FROM generate_series(1, CAST(:of_all AS integer)) AS place
-                WHERE pg_try_advisory_lock(0, place))
+SELECT EXISTS (SELECT FROM generate_series(1, CAST(:of_all AS integer)) AS place
+               WHERE pg_try_advisory_lock(0, place))
+    AND EXISTS (SELECT FROM generate_series(1, CAST(:of_client AS integer)) AS place
+                WHERE pg_try_advisory_lock(hashtext(:client), place))
 """)
 _LEAVE_PLACE = sa.text("SELECT pg_advisory_unlock_all()")
 
