@@ -374,6 +374,32 @@ def test_a_live_export_keeps_its_checkpoint_where_a_part_fails_late(
     assert done.result.rows == 60_000
 
 
+def test_a_live_export_whose_object_is_whole_does_not_go_on_at_its_parts(
+    worker: run_job.Worker,
+    client_id: uuid.UUID,
+    s3: StrictS3,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its upload has ended: an attempt that tried to would be lost."""
+    ordered(monkeypatch, consistency="live")
+
+    def no_manifest(number: int) -> None:
+        if number == 1:
+            raise ConnectionError("the network is gone")
+
+    s3.fail("PutObject", no_manifest)
+    sql = "n, repeat('x', 1000) AS a FROM generate_series(1, 12000) AS q(n)"
+    job = platform.submit(worker, client_id, "anything", {"sql": sql})
+    run_job.run_job(worker, seconds_left=lambda: 900.0)
+    assert platform.get(worker, job).checkpoint is None
+    store.change(worker.engine, job.id, available_at=dt.datetime.now(dt.UTC))
+
+    run_job.run_job(worker, seconds_left=lambda: 900.0)
+
+    done = platform.get(worker, job)
+    assert (done.status, done.attempts) == (jobs.JobStatus.SUCCEEDED, 2)
+
+
 def test_a_large_checkpoint_is_saved_more_rarely(
     worker: run_job.Worker, client_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:

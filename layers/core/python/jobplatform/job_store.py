@@ -20,6 +20,8 @@ from jobplatform.jobs import Compression, Job, JobStatus, Result, ResultFormat
 from jobplatform.tables import any_of, attempts, jobs, transitions
 
 _now = sa.func.now()
+# A checkpoint lists every part of an upload, and is of no concern to a client.
+_shown = [column for column in jobs.columns if column is not jobs.c.checkpoint]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,8 @@ def insert(conn: sa.Connection, new: NewJob, *, request_hash: str, max_queued: i
 def get(
     conn: sa.Connection, job_id: uuid.UUID, *, client_id: uuid.UUID | None = None
 ) -> Job | None:
-    """The job; with `client_id` only if it is that client's."""
-    statement = sa.select(jobs).where(jobs.c.id == job_id)
+    """The job; with `client_id` only if it is that client's, and without its checkpoint."""
+    statement = sa.select(*(jobs.c if client_id is None else _shown)).where(jobs.c.id == job_id)
     if client_id is not None:
         statement = statement.where(jobs.c.client_id == client_id)
     row = conn.execute(statement).first()
@@ -114,8 +116,11 @@ def list_page(
     before: tuple[dt.datetime, uuid.UUID] | None = None,
     limit: int,
 ) -> list[Job]:
-    """The client's jobs, newest first, from the one that follows `before` in that order."""
-    statement = sa.select(jobs).where(jobs.c.client_id == client_id)
+    """The client's jobs, newest first, from the one that follows `before` in that order.
+
+    Without their checkpoints.
+    """
+    statement = sa.select(*_shown).where(jobs.c.client_id == client_id)
     if status is not None:
         statement = statement.where(jobs.c.status == status)
     if template_name is not None:
@@ -854,6 +859,6 @@ def _job(row: Any) -> Job:
         result=result,
         idempotency_key=row.idempotency_key,
         request_hash=row.request_hash,
-        checkpoint=row.checkpoint,
+        checkpoint=getattr(row, "checkpoint", None),
         dead_letter_at=row.dead_letter_at,
     )

@@ -284,6 +284,7 @@ class ResultWriter:
         self._error: BaseException | None = None
         self._suspending = False
         self._aborted = False
+        self.is_complete = False
         self._room = threading.Semaphore(_UPLOADS_AT_ONCE)
         self._uploads = concurrent.futures.ThreadPoolExecutor(
             _UPLOADS_AT_ONCE, thread_name_prefix="upload"
@@ -324,6 +325,7 @@ class ResultWriter:
             while concurrent.futures.wait(self._in_flight, timeout=_LOOK).not_done:
                 self._look()
             self._complete_parts()
+        self.is_complete = True
         self._uploads.shutdown()
         faults.point("upload.after_complete")
         parts = tuple(self._done[number] for number in sorted(self._done))

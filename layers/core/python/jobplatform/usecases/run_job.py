@@ -562,7 +562,7 @@ class _Attempt:
         if self._handing_over or self.export is None:
             return
         if self.interrupted is not None:
-            if left < _WRITE_DOWN_SECONDS:
+            if left < _WRITE_DOWN_SECONDS and not isinstance(self.interrupted, errors.LeaseLost):
                 self._write_down(self.interrupted)
         elif left < _STOP_SECONDS:
             raise self._too_late()
@@ -695,7 +695,8 @@ class _Attempt:
         logger.warning("attempt failed, will be tried again", exc_info=True)
         # A live export goes on at its last part, and what was not yet taken over where it was left;
         # everything else starts over.
-        resumes = not results.upload_is_lost(error)
+        complete = self.writer is not None and self.writer.is_complete
+        resumes = not complete and not results.upload_is_lost(error)
         checkpoint = self._suspended() if resumes and self._live and self._can_continue else None
         keep = resumes and checkpoint is None and self._has_checkpoint()
         # Where it is not known whether the job was queued, the upload may be another's by now.
