@@ -312,7 +312,9 @@ def test_the_time_is_that_of_the_beginning_in_every_session(
     plain_data: settings.DataDatabaseSettings,
 ) -> None:
     def query(params: Any) -> sa.Select[Any]:
-        return sa.select(sa.text("k"), sa.func.now().label("at")).select_from(sa.text(_SERIES))
+        day_before = sa.func.now() - sa.literal(dt.timedelta(days=1))
+        selected = sa.select(sa.text("k"), sa.func.now().label("at"), day_before.label("before"))
+        return selected.select_from(sa.text(_SERIES))
 
     pieces: list[bytes] = []
     with _begun(plain_data, query) as first:
@@ -324,8 +326,9 @@ def test_the_time_is_that_of_the_beginning_in_every_session(
             assert second.query_digest == first.query_digest
             second.run(lambda block, rows, last: pieces.append(block))
 
-    key, at = b"".join(pieces).decode().split(",")
-    assert (key, dt.datetime.fromisoformat(at.strip())) == ("9", first.as_of)
+    key, *times = b"".join(pieces).decode().strip().split(",")
+    at, before = map(dt.datetime.fromisoformat, times)
+    assert (key, at, before) == ("9", first.as_of, first.as_of - dt.timedelta(days=1))
 
 
 def test_a_continuation_that_finds_nothing_at_all_is_refused(
