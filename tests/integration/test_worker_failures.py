@@ -6,13 +6,13 @@ import datetime as dt
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from jobplatform import database, errors, faults, job_store, jobs, settings
+from jobplatform import database, errors, faults, job_store, jobs, results, settings
 from jobplatform.usecases import ring_due_jobs, run_job
 from tests.helpers import bells, platform, reports, store
 from tests.helpers.s3 import StrictS3, refused
@@ -419,6 +419,24 @@ def test_a_commit_whose_answer_was_lost_stays_committed(
     )
     assert platform.read(worker.bucket, done).count(b"\n") == 11
     assert store.attempts(worker.engine, job.id)[0]["outcome"] == "published"
+
+
+def test_a_worker_that_lost_its_job_before_publishing_leaves_no_object(
+    worker: run_job.Worker, client_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = platform.submit(worker, client_id, "numbers", {"rows": 10})
+    put_manifest = results.Bucket.put_manifest
+
+    def put_and_lose(bucket: results.Bucket, key: str, manifest: Mapping[str, Any]) -> None:
+        put_manifest(bucket, key, manifest)
+        store.change(worker.engine, job.id, attempt_token=uuid.uuid4())
+
+    monkeypatch.setattr(results.Bucket, "put_manifest", put_and_lose)
+
+    run_job.run_job(worker, seconds_left=lambda: 60.0)
+
+    assert platform.get(worker, job).status is jobs.JobStatus.RUNNING
+    assert platform.left_in(worker.bucket) == []
 
 
 @pytest.mark.parametrize("limit", ["max_rows", "max_bytes"])

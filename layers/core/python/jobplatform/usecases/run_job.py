@@ -532,7 +532,11 @@ class _Attempt:
                 job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
         faults.point("publish.after")
         if not published:
-            raise errors.CancelRequested() if self._owns_job() else errors.LeaseLost()
+            if self._owns_job():
+                raise errors.CancelRequested
+            if not self._may_be_anothers_upload():
+                self._erase()
+            raise errors.LeaseLost
         logger.info("result published", rows=stored.rows, bytes=stored.bytes)
 
     def _beat(self) -> None:
@@ -669,9 +673,12 @@ class _Attempt:
 
     def _lose(self) -> None:
         """The job is another attempt's, and so may be the upload: the dispatcher cleans up."""
-        self._discard(keep=self._live or self._handed_over or self.upload_token != self.token)
+        self._discard(keep=self._may_be_anothers_upload())
         self._close("worker_lost", "lease_lost", "another attempt owns the job")
         logger.warning("lease lost")
+
+    def _may_be_anothers_upload(self) -> bool:
+        return self._live or self._handed_over or self.upload_token != self.token
 
     def _owns_job(self) -> bool:
         with database.transaction(self.worker.engine) as conn:
@@ -718,7 +725,7 @@ class _Attempt:
         return self.job.checkpoint is not None and not self._taken_over
 
     def _erase(self) -> None:
-        """Removes an object that was whole already when the cancel came; otherwise as above."""
+        """Removes an object that was whole already but is not published; otherwise as above."""
         prefix = jobs.attempt_prefix(self.job.client_id, self.job.id, self.upload_token)
         try:
             self.worker.bucket.erase_attempt(prefix)
