@@ -22,6 +22,8 @@ from jobplatform import aws, errors, pipelining, tables
 CONNECT_TIMEOUT = 5.0
 DriverError = pg8000.native.DatabaseError
 """What the server answers as an error, raised by connections outside the engine."""
+InterfaceError = pg8000.native.InterfaceError
+"""What the driver itself raises, such as for a connection that has ended."""
 _IDLE_BEFORE_PING = 60.0
 # A server or a worker that is gone without a word is noticed by the other side within about 30
 # seconds: by keepalives where nothing is sent, by the last where something is.

@@ -103,65 +103,84 @@ class Snapshot(NamedTuple):
     """Names come again after a restart of the server, and then name another snapshot."""
 
 
+class Kept:
+    """At most one connection that an export is through with, for the next one.
+
+    To connect takes as long as a small export. Whoever runs exports one after the other closes it
+    in the end: a function that is frozen between invocations would hold it for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+
+    def take(self) -> Any:
+        connection, self._connection = self._connection, None
+        return connection
+
+    def put(self, connection: Any) -> None:
+        self.close()
+        self._connection = connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            _reset(self.take())
+
+
 class Session:
     """One connection in one read-only snapshot transaction; it never outlives its export.
 
     With `snapshot` it sees what the session that shared it sees; raises `SnapshotLost` when that
-    is no longer there.
+    is no longer there. Its connection comes from `kept` where there is one that works.
     """
 
     def __init__(
-        self, address: Any, *, statement_timeout: dt.timedelta, snapshot: Snapshot | None = None
+        self,
+        address: Any,
+        *,
+        statement_timeout: dt.timedelta,
+        snapshot: Snapshot | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._address = address
         self._timeout = statement_timeout
         self._lock = threading.Lock()
+        self._letting_go = threading.Lock()
         self._closed = False
         self._stopped = False
         self._cursors = itertools.count()
         self._done_cursors: list[str] = []
+        if (connection := kept and kept.take()) is not None:
+            try:
+                self._begin(connection, snapshot)
+                return
+            except (*_DRIVER_ERRORS, OSError):
+                _reset(connection)
+        connection = _connect(address)
         try:
-            self.connection = database.connect(
-                address,
-                application_name="jobplatform-export",
-                statement_timeout=_milliseconds(statement_timeout),
-                lock_timeout=_milliseconds(_SIBLING_LOCK_WAIT if snapshot else _LOCK_WAIT),
-                # A session that holds a snapshot for others may be idle for as long as they need.
-                idle_in_transaction_session_timeout="0",
-                **sqltext.SESSION,
-            )
-        except database.DriverError as error:
-            # While a password is changed or a server replaced; the query is not at fault.
-            state = database.sqlstate(error) or ""
-            if state.startswith("28") or state == "3D000":
-                raise ConnectionError(*error.args) from error
-            raise
-        for oid, read in sqltext.READERS.items():
-            self.connection.register_in_adapter(oid, read)
-        try:
-            run = self.connection.run
-            run(_SETTINGS_THAT_MAY_BE_UNKNOWN)
-            run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            if snapshot is not None:
-                self._import(snapshot.name)
-            self.pid, self.as_of, self._identity = run(
-                "SELECT pg_backend_pid(), now(),"
-                " md5(concat(pg_postmaster_start_time(), pg_current_snapshot()))"
-            )[0]
-            if snapshot is not None and snapshot.identity != self._identity:
-                raise SnapshotLost
+            connection.run(_SETTINGS_THAT_MAY_BE_UNKNOWN)
+            self._begin(connection, snapshot)
         except BaseException:
-            self.close()
+            _reset(connection)
             raise
 
-    def _import(self, name: str) -> None:
-        try:
-            self.connection.run(f"SET TRANSACTION SNAPSHOT {sqltext.quote(name)}")
-        except database.DriverError as error:
-            # Undefined object or file: its holder has let go.
-            if database.sqlstate(error) in {"22023", "42704", "58P01", "55000"}:
-                raise SnapshotLost from error
-            raise
+    def _begin(self, connection: Any, snapshot: Snapshot | None) -> None:
+        lock_wait = _SIBLING_LOCK_WAIT if snapshot else _LOCK_WAIT
+        begin = (
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
+            f" SET LOCAL statement_timeout = {_milliseconds(self._timeout)};"
+            f" SET LOCAL lock_timeout = {_milliseconds(lock_wait)};"
+        )
+        if snapshot is not None:
+            connection.run(begin)
+            _import(connection, snapshot.name)
+            begin = ""
+        self.pid, self.as_of, self._identity = connection.run(
+            f"{begin} SELECT pg_backend_pid(), now(),"
+            " md5(concat(pg_postmaster_start_time(), pg_current_snapshot()))"
+        )[0]
+        if snapshot is not None and snapshot.identity != self._identity:
+            raise SnapshotLost
+        self.connection = connection
 
     def __enter__(self) -> "Session":
         return self
@@ -178,23 +197,27 @@ class Session:
         return Session(self._address, statement_timeout=self._timeout, snapshot=snapshot)
 
     def close(self) -> None:
-        """Ends the session, from any thread. Not by a polite goodbye: a COPY may be under way.
-
-        The socket is reset. Were it only shut, a server that is sending would wait for ever for
-        somebody to read, and keep its snapshot and locks.
-        """
+        """Ends the session, from any thread."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        sock, stream = self.connection._usock, self.connection._sock
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            # Wakes a thread that reads, which the closing of its stream would wait for.
-            sock.shutdown(socket.SHUT_RD)
-        sock.close()
-        with contextlib.suppress(OSError, ValueError):
-            stream.close()
+        _reset(self.connection)
+
+    def let_go(self, kept: Kept) -> None:
+        """Ends the transaction and keeps the connection; where that cannot be, ends the session."""
+        # Nobody may cancel what runs on it afterwards.
+        with self._letting_go:
+            if self._stopped or self._closed:
+                self.close()
+                return
+            try:
+                self.connection.run("ROLLBACK; SELECT pg_advisory_unlock_all()")
+            except (*_DRIVER_ERRORS, OSError):
+                self.close()
+                return
+            self._closed = True
+        kept.put(self.connection)
 
     def cancel(self) -> None:
         """Stops the query that runs, from another thread: it fails with SQLSTATE 57014.
@@ -202,14 +225,15 @@ class Session:
         No other begins after it.
         """
         self._stopped = True
-        if self._closed:
-            return
-        helper = database.connect(self._address, application_name="jobplatform-cancel")
-        helper._usock.settimeout(database.CONNECT_TIMEOUT)
-        try:
-            helper.run("SELECT pg_cancel_backend(:pid)", pid=self.pid)
-        finally:
-            helper.close()
+        with self._letting_go:
+            if self._closed:
+                return
+            helper = database.connect(self._address, application_name="jobplatform-cancel")
+            helper._usock.settimeout(database.CONNECT_TIMEOUT)
+            try:
+                helper.run("SELECT pg_cancel_backend(:pid)", pid=self.pid)
+            finally:
+                helper.close()
 
     @contextlib.contextmanager
     def statement(self) -> Iterator[None]:
@@ -267,16 +291,22 @@ class Session:
         """The columns of a query as the server names and types them."""
         self.run(f"SELECT * FROM ({query}) AS q LIMIT 0")
         found = self.connection.columns or []
-        names = self.connection.run(
-            "SELECT format_type(o, m) FROM unnest(CAST(:oids AS oid[]), CAST(:mods AS int4[]))"
-            " WITH ORDINALITY AS t(o, m, n) ORDER BY n",
-            oids=[column["type_oid"] for column in found],
-            mods=[column["type_modifier"] for column in found],
-        )
-        return tuple(
-            templating.Column(column["name"], name)
-            for column, (name,) in zip(found, names, strict=True)
-        )
+        names = self._type_names({_type_of(column) for column in found})
+        return tuple(templating.Column(column["name"], names[_type_of(column)]) for column in found)
+
+    def _type_names(self, types: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        """By oid and modifier. Those that come with PostgreSQL are asked for once a process."""
+        if new := sorted(types - _TYPE_NAMES.keys()):
+            rows = self.connection.run(
+                "SELECT format_type(o, m) FROM unnest(CAST(:oids AS oid[]), CAST(:mods AS int4[]))"
+                " WITH ORDINALITY AS t(o, m, n) ORDER BY n",
+                oids=[oid for oid, _ in new],
+                mods=[modifier for _, modifier in new],
+            )
+            asked = {one: str(name) for one, (name,) in zip(new, rows, strict=True)}
+            _TYPE_NAMES.update({one: asked[one] for one in new if one[0] < _FIRST_OF_OTHERS})
+            return {**_TYPE_NAMES, **asked}
+        return _TYPE_NAMES
 
     def read(self, statement: sa.Select[Any]) -> Iterator[Sequence[Any]]:
         """Streams a select by a cursor, rows as Python values."""
@@ -290,6 +320,62 @@ class Session:
         finally:
             # Not at once: Python may end a generator while another statement is under way.
             self._done_cursors.append(name)
+
+
+_DRIVER_ERRORS = (database.DriverError, database.InterfaceError)
+_TYPE_NAMES: dict[tuple[int, int], str] = {}
+# The first number that a type of somebody else can have.
+_FIRST_OF_OTHERS = 16384
+
+
+def _type_of(column: dict[str, Any]) -> tuple[int, int]:
+    return column["type_oid"], column["type_modifier"]
+
+
+def _connect(address: Any) -> Any:
+    try:
+        connection = database.connect(
+            address,
+            application_name="jobplatform-export",
+            # A session that holds a snapshot for others may be idle for as long as they need.
+            idle_in_transaction_session_timeout="0",
+            **sqltext.SESSION,
+        )
+    except database.DriverError as error:
+        # While a password is changed or a server replaced; the query is not at fault.
+        state = database.sqlstate(error) or ""
+        if state.startswith("28") or state == "3D000":
+            raise ConnectionError(*error.args) from error
+        raise
+    for oid, read in sqltext.READERS.items():
+        connection.register_in_adapter(oid, read)
+    return connection
+
+
+def _import(connection: Any, name: str) -> None:
+    try:
+        connection.run(f"SET TRANSACTION SNAPSHOT {sqltext.quote(name)}")
+    except database.DriverError as error:
+        # Undefined object or file: its holder has let go.
+        if database.sqlstate(error) in {"22023", "42704", "58P01", "55000"}:
+            raise SnapshotLost from error
+        raise
+
+
+def _reset(connection: Any) -> None:
+    """Ends a connection. Not by a polite goodbye: a COPY may be under way.
+
+    The socket is reset. Were it only shut, a server that is sending would wait for ever for
+    somebody to read, and keep its snapshot and locks.
+    """
+    sock, stream = connection._usock, connection._sock
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Wakes a thread that reads, which the closing of its stream would wait for.
+        sock.shutdown(socket.SHUT_RD)
+    sock.close()
+    with contextlib.suppress(OSError, ValueError):
+        stream.close()
 
 
 class SnapshotLost(errors.ExecutionError):
@@ -315,6 +401,7 @@ class Export:
         snapshot: Snapshot | None = None,
         after: Position | None = None,
         as_of: dt.datetime | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._template = template
         self._params = params
@@ -322,13 +409,17 @@ class Export:
         self._after = after
         self._header = after is None and format is not ResultFormat.JSONL
         self._stopped = False
-        self._sessions = [Session(address, statement_timeout=statement_timeout, snapshot=snapshot)]
+        self._kept = kept
+        self._sessions = [
+            Session(address, statement_timeout=statement_timeout, snapshot=snapshot, kept=kept)
+        ]
         self.as_of: dt.datetime = as_of or self._sessions[0].as_of
         self._began = time.monotonic()
         # By the clock of the database, which took the snapshot.
         self._age_before = self._sessions[0].as_of - self.as_of if snapshot else dt.timedelta(0)
         self._continued = snapshot is not None
         self._found = False
+        self._is_through = False
         self.columns: tuple[templating.Column, ...] = template.columns
         self.rows_estimated: int | None = None
         self.bytes_estimated: int | None = None
@@ -379,6 +470,8 @@ class Export:
         return self._age_before + dt.timedelta(seconds=time.monotonic() - self._began)
 
     def close(self) -> None:
+        if self._kept is not None and self._is_through:
+            self._sessions[0].let_go(self._kept)
         self._stopped = True
         for session in self._sessions:
             session.close()
@@ -470,6 +563,7 @@ class Export:
             write(csvfile.BOM, 0, b"")
         if self._template.query is None:
             self._run_rows(write)
+            self._is_through = True
             return
         write = self._without_header(write) if self._after is None else self._behind(write)
         ranges = self._ranges()
@@ -480,6 +574,7 @@ class Export:
             self._copy_out(self._sessions[0], self._copy(query, header=self._header), write)
         if self._continued and not self._found:
             raise self._order_rejected()
+        self._is_through = True
 
     def _without_header(self, write: Write) -> Write:
         """Rows are counted without the header that the first block begins with."""

@@ -122,7 +122,7 @@ class Bucket:
         self.client.put_object(
             Bucket=self.name,
             Key=manifest_key(key),
-            Body=json.dumps(manifest, indent=1).encode(),
+            Body=json.dumps(manifest).encode(),
             ContentType="application/json",
         )
 

@@ -68,6 +68,8 @@ class Worker:
     jobs: JobSettings
     results: ResultSettings
     settings: WorkerSettings
+    kept: exporting.Kept | None = None
+    """For a connection from one job to the next."""
     in_hand: "set[_Attempt]" = dataclasses.field(default_factory=set)
     """What this process is running now."""
 
@@ -88,10 +90,15 @@ def drain(
     """
     until = clock() + worker.settings.drain_for.total_seconds()
     done = 0
-    while run_job(worker, seconds_left=seconds_left) is not None:
-        done += 1
-        if clock() >= until:
-            return done
+    kept = exporting.Kept()
+    worker = dataclasses.replace(worker, kept=kept)
+    try:
+        while run_job(worker, seconds_left=seconds_left) is not None:
+            done += 1
+            if clock() >= until:
+                return done
+    finally:
+        kept.close()
     _ring_again_if_early(worker, bell)
     return done
 
@@ -277,6 +284,7 @@ class _Attempt:
             params,
             format=self.job.format,
             statement_timeout=timeout,
+            kept=self.worker.kept,
         )
         if checkpoint is None:
             return self._prepared(begin())
@@ -529,7 +537,8 @@ class _Attempt:
             )
             if published:
                 self._close_in(conn, "published")
-                job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
+                if self.upload_token != self.token:
+                    job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
         faults.point("publish.after")
         if not published:
             if self._owns_job():
