@@ -107,21 +107,21 @@ def catalogue() -> Mapping[str, Template]:
     """
     import templates
 
-    return {
-        name: _load(name)
-        for _, name, _ in pkgutil.iter_modules(templates.__path__)
-        if not name.startswith("_")
-    }
+    return {name: _load(name) for name in _names(tuple(templates.__path__))}
 
 
 def get(name: str) -> Template:
     """Raises `errors.TemplateNotFound`. Loads this one template only."""
     import templates
 
-    names = {found for _, found, _ in pkgutil.iter_modules(templates.__path__)}
-    if name not in names or name.startswith("_"):
+    if name not in _names(tuple(templates.__path__)):
         raise errors.TemplateNotFound(f"There is no template {name!r}; GET /templates lists them.")
     return _load(name)
+
+
+@functools.cache
+def _names(folders: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for _, name, _ in pkgutil.iter_modules(folders) if not name.startswith("_"))
 
 
 @functools.cache
