@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import boto3
 from infra.local import paths
 from infra.local.ministack import REGION, MiniStack, RunningMiniStack
 from infra.local.postgres import LocalPostgres, RunningPostgres, connect
-from jobplatform import client_store, database, jobs, migrations, sqltext
+from jobplatform import client_store, database, jobs, migrations, observability, sqltext
 from jobplatform.settings import DatabaseSettings, DataDatabaseSettings
 from tests.benchmarks import data, environment
 
@@ -172,6 +173,12 @@ class Bench:
         """A connection that may change the server's settings."""
         url = self.server.url(database_name).replace("//platform:", "//postgres:")
         return connect(url)
+
+
+def discard_output() -> None:
+    """What the functions print is their log. It is made, as on Lambda, and goes nowhere."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    observability.logger.registered_handler.setStream(sys.stdout)  # type: ignore[attr-defined]
 
 
 def client_of(emulator: RunningMiniStack, service: str) -> Any:

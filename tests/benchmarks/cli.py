@@ -1,7 +1,6 @@
 """The command line of the benchmarks: what to measure, at which size, and where it is reported."""
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from infra.local import paths
 from infra.local.errors import LocalError
 from infra.local.processes import interruptible
 from tests.benchmarks import registry
-from tests.benchmarks.bench import Bench
+from tests.benchmarks.bench import Bench, discard_output
 from tests.benchmarks.data import ROWS
 from tests.benchmarks.measuring import NotMeasured
 from tests.benchmarks.report import Report
@@ -23,8 +22,7 @@ BUILD = paths.ROOT / "build"
 def main() -> int:
     arguments = _arguments()
     console = Console(file=sys.stdout)
-    # What the functions print is their log; the table goes to the terminal that was there before.
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    discard_output()  # the table goes to the terminal that was there before
     chosen = registry.load(arguments.names)
     folder = paths.ROOT / ".local" / "bench"
     folder.mkdir(parents=True, exist_ok=True)

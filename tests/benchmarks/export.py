@@ -86,15 +86,31 @@ def _processors(bench: Bench, name: str, ways: dict[str, Timed]) -> Iterator[Res
 
 def _processor_seconds(bench: Bench, work: Timed) -> tuple[float, float]:
     postmaster = psutil.Process(bench.server.process.pid)
-    others = set(postmaster.children())
+    _wait_for_sessions_to_end(postmaster)
     server, client = _of_children(postmaster), sum(os.times()[:4])
     work()
     client = sum(os.times()[:4]) - client
-    # A session's time is added to the postmaster's when that has noticed its end.
-    deadline = time.monotonic() + 10
-    while set(postmaster.children()) - others and time.monotonic() < deadline:
-        time.sleep(0.01)
+    _wait_for_sessions_to_end(postmaster)
     return _of_children(postmaster) - server, client
+
+
+def _wait_for_sessions_to_end(postmaster: psutil.Process) -> None:
+    """A session's time is added to the postmaster's when that has noticed its end."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if all(map(_is_the_servers_own, postmaster.children())):
+            return
+        time.sleep(0.01)
+    raise AssertionError("sessions are left")
+
+
+def _is_the_servers_own(process: psutil.Process) -> bool:
+    """Not a session; one that is ending shows no command line any more."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    return command.startswith("postgres: ") and not command.startswith("postgres: platform ")
 
 
 def _of_children(process: psutil.Process) -> float:

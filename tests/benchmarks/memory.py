@@ -18,7 +18,7 @@ from infra.local import paths
 from infra.local.postgres import connect
 from jobplatform.settings import WORKER_ALLOCATOR
 from tests.benchmarks import data
-from tests.benchmarks.bench import Bench
+from tests.benchmarks.bench import Bench, discard_output
 from tests.benchmarks.bench import run as run_program
 from tests.benchmarks.measuring import Goal, Result, Samples, interleave, mebibytes
 from tests.benchmarks.templates.generated import ROW_BYTES, TABLE
@@ -92,7 +92,7 @@ def _export_here() -> None:
     """The child: one job through the worker's handler; prints its size and this process's peak."""
     given = json.load(sys.stdin)
     out = sys.stdout
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    discard_output()
 
     import templates
 
