@@ -15,6 +15,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1
 
+    def handle_expect_100(self) -> bool:
+        answered = super().handle_expect_100()
+        # The client waits for this before it sends the body.
+        self.wfile.flush()
+        return answered
+
     def do_PUT(self) -> None:
         self._swallow()
         self._answer(200, b"", ETag='"discarded"')
