@@ -201,6 +201,8 @@ CREATE TABLE varying.days_of_2000 PARTITION OF varying.days
     FOR VALUES FROM ('2000-01-01') TO ('2001-01-01');
 CREATE TABLE varying.days_of_2001 PARTITION OF varying.days
     FOR VALUES FROM ('2001-01-01') TO ('2002-01-01');
+CREATE FUNCTION varying.standard(n int) RETURNS bool LANGUAGE sql STABLE
+    BEGIN ATOMIC SELECT 1; SELECT n < extract(epoch FROM now()); END;
 '''
 _SERIES = "generate_series(1, 9) AS k"
 VARYING = {
@@ -212,6 +214,7 @@ VARYING = {
     "word": f"{_SERIES} WHERE 'yesterday'::date > '2000-01-01'",
     "random": f"{_SERIES} WHERE random() >= 0",
     "uuid": f"{_SERIES} CROSS JOIN gen_random_uuid()",
+    "standard body": f"{_SERIES} WHERE varying.standard(k)",
     "subquery": f"{_SERIES} WHERE EXISTS (SELECT FROM pg_class WHERE relpages < random())",
     "volatile function": f"{_SERIES} WHERE varying.unknown(k)",
     "function of the time": _SERIES + ' WHERE varying."Late ""x"""(k)',

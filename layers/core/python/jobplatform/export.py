@@ -61,7 +61,10 @@ _called = re.compile(r'(\w+|"(?:[^"]|"")+") ?\(').findall
 _VARYING_FUNCTION = r"""
 SELECT EXISTS (
     SELECT FROM pg_proc WHERE proname = ANY(CAST(:names AS text[])) AND (
-        provolatile = 'v' OR provolatile = 's' AND prosrc ~* '\m(now|timeofday|current_(date|time)|'
+        provolatile = 'v' OR provolatile = 's'
+        -- A body as the SQL standard has it is not in prosrc.
+        AND concat(prosrc, CASE WHEN prokind IN ('f', 'p') THEN pg_get_functiondef(oid) END)
+            ~* '\m(now|timeofday|current_(date|time)|'
             '(current|transaction|statement|clock)_timestamp|localtime(stamp)?)\M'
     )
 )
@@ -153,8 +156,10 @@ class Session:
             try:
                 self._begin(connection, snapshot)
                 return
-            except (*_DRIVER_ERRORS, OSError):
+            except BaseException as error:
                 _reset(connection)
+                if not isinstance(error, (*_DRIVER_ERRORS, OSError)):
+                    raise
         connection = _connect(address)
         try:
             connection.run(_SETTINGS_THAT_MAY_BE_UNKNOWN)
@@ -415,6 +420,7 @@ class Export:
         ]
         self.as_of: dt.datetime = as_of or self._sessions[0].as_of
         self._began = time.monotonic()
+        self._closed_at: float | None = None
         # By the clock of the database, which took the snapshot.
         self._age_before = self._sessions[0].as_of - self.as_of if snapshot else dt.timedelta(0)
         self._continued = snapshot is not None
@@ -467,11 +473,17 @@ class Export:
     @property
     def snapshot_age(self) -> dt.timedelta:
         """For how long the snapshot has been kept, by whomever."""
-        return self._age_before + dt.timedelta(seconds=time.monotonic() - self._began)
+        until = time.monotonic() if self._closed_at is None else self._closed_at
+        return self._age_before + dt.timedelta(seconds=until - self._began)
+
+    @property
+    def is_open(self) -> bool:
+        return self._closed_at is None
 
     def close(self) -> None:
         if self._kept is not None and self._is_through:
             self._sessions[0].let_go(self._kept)
+        self._closed_at = self._closed_at or time.monotonic()
         self._stopped = True
         for session in self._sessions:
             session.close()

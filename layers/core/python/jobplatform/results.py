@@ -28,7 +28,9 @@ from jobplatform import errors, faults, jobs
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 5 * 2**20
 MAX_PART_BYTES = 5 * 2**30
-_EVEN_PARTS = 256
+# 10 GiB of them, so that up to there no part takes more memory than the first.
+_EVEN_PARTS = 1_280
+_GROWTH = 1.004
 _UPLOADS_AT_ONCE = 2
 _CHUNKS_AHEAD = 16
 # How often who waits for S3 looks whether it still should, seconds.
@@ -41,16 +43,15 @@ GZIP_LEVEL = 1
 def largest_part(memory_mb: int) -> int:
     """Bytes of the largest part in so much memory (MiB): two are there at once, one that is filled
     and one that is uploaded, and the rest is for everything else."""
-    return min(MAX_PART_BYTES, memory_mb * 2**20 * 3 // 10)
+    return min(MAX_PART_BYTES, memory_mb * 2**20 // 3)
 
 
 def part_size(number: int, first: int, largest: int) -> int:
-    """Bytes of part `number` (from 1): even, then growing in proportion to what is written.
+    """Bytes of part `number` (from 1): even, then each a little larger than the one before.
 
-    With 8 MiB and up to 600 MiB, 10,000 parts hold 5 TiB.
+    With 8 MiB and up to 680 MiB, 10,000 parts hold 5 TiB.
     """
-    growth = max(0, number - _EVEN_PARTS)
-    return int(min(largest, first * (1 + 1 / _EVEN_PARTS) ** growth))
+    return int(min(largest, first * _GROWTH ** max(0, number - _EVEN_PARTS)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -186,6 +186,7 @@ class _Attempt:
         self._template_version = job.template_version
         self._started_over = False
         self._lost_chains = 0
+        self._chain_lost = False
         self._max_age: dt.timedelta | None = None
         self._resumed_parts = 0
         self._saved_parts = 0
@@ -308,6 +309,7 @@ class _Attempt:
         except exporting.SnapshotLost:
             # Two snapshots are never stitched into one result.
             self._lost_chains += 1
+            self._chain_lost = True
             self._start_over("the snapshot is lost")
             return self._prepared(begin())
         if _columns_of(export) != checkpoint["columns"] or (
@@ -405,7 +407,7 @@ class _Attempt:
                 after=dt.timedelta(0),
                 reason="worker stopped",
                 counted=False,
-                keep_checkpoint=self._live,
+                keep_checkpoint=self._has_checkpoint() and not self._is_complete,
             )
             if given:
                 self._close_in(conn, "retry")
@@ -434,7 +436,7 @@ class _Attempt:
             progress = (
                 saved is not None
                 and len(saved.parts) > self._resumed_parts
-                and (not self._started_over or 0 < self._lost_chains <= _LOST_CHAINS)
+                and (not self._started_over or self._may_lose_a_chain)
             )
             faults.point("hand_over.before")
             self._stop_heartbeat()
@@ -468,9 +470,15 @@ class _Attempt:
         except Exception as error:
             self._retry_or_fail(error)
 
+    @property
+    def _may_lose_a_chain(self) -> bool:
+        """Whether this attempt started over only because nobody took the last one's snapshot."""
+        return self._chain_lost and self._lost_chains <= _LOST_CHAINS
+
     def _patience(self) -> float:
-        """Seconds that parts on their way may still take: half of what is left."""
-        return max(_STOP_SECONDS, self.seconds_left() / 2)
+        """Seconds that parts on their way may still take: at most half of what is left."""
+        left = self.seconds_left()
+        return max(0.0, min(left / 2, left - _WRITE_DOWN_SECONDS))
 
     def _checkpoint(
         self, saved: results.Checkpoint | None, snapshot: exporting.Snapshot | None
@@ -579,7 +587,12 @@ class _Attempt:
                 self._write_down(self.interrupted)
         elif left < _STOP_SECONDS:
             raise self._too_late()
-        elif left < self._hand_over_at / 2 and self._can_continue and not self._leaving:
+        elif (
+            left < self._hand_over_at / 2
+            and self._can_continue
+            and self.export.is_open
+            and not self._leaving
+        ):
             try:
                 self._leave(self.export)
             except errors.ExecutionError:
@@ -641,7 +654,7 @@ class _Attempt:
         return self.writer is not None and self.export is not None and self.export.can_continue
 
     def _check_age(self) -> None:
-        if self._max_age is None or self.export is None:
+        if self._max_age is None or self.export is None or not self.export.is_open:
             return
         if self.export.snapshot_age > self._max_age:
             raise errors.SnapshotTooOld(f"the snapshot was kept for longer than {self._max_age}")
@@ -711,8 +724,7 @@ class _Attempt:
         logger.warning("attempt failed, will be tried again", exc_info=True)
         # A live export goes on at its last part, and what was not yet taken over where it was left;
         # everything else starts over.
-        complete = self.writer is not None and self.writer.is_complete
-        resumes = not complete and not results.upload_is_lost(error)
+        resumes = not self._is_complete and not results.upload_is_lost(error)
         checkpoint = self._suspended() if resumes and self._live and self._can_continue else None
         keep = resumes and checkpoint is None and self._has_checkpoint()
         # Where it is not known whether the job was queued, the upload may be another's by now.
@@ -726,6 +738,10 @@ class _Attempt:
             checkpoint=checkpoint,
             keep_checkpoint=keep,
         )
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.writer is not None and self.writer.is_complete
 
     def _has_checkpoint(self) -> bool:
         """Whether the checkpoint in the job's row is one to go on from."""
