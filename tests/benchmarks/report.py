@@ -90,7 +90,7 @@ class Report:
             low, high = result.spread
             held = {None: "", True: "✓", False: "✗"}[result.holds]
             lines.append(
-                f"| {result.name} | {result.ratio:.2f} | {result.goal or ''} | {held}"
+                f"| {result.name.replace('|', chr(92) + '|')} | {result.ratio:.2f} | {result.goal or ''} | {held}"
                 f" | {low:.2f}-{high:.2f} | {result.ours} | {result.theirs} |"
             )
         return "\n".join(lines) + "\n"
