@@ -89,8 +89,9 @@ class Report:
         for result in self.results:
             low, high = result.spread
             held = {None: "", True: "✓", False: "✗"}[result.holds]
+            name = result.name.replace("|", "\\|")
             lines.append(
-                f"| {result.name.replace('|', chr(92) + '|')} | {result.ratio:.2f} | {result.goal or ''} | {held}"
+                f"| {name} | {result.ratio:.2f} | {result.goal or ''} | {held}"
                 f" | {low:.2f}-{high:.2f} | {result.ours} | {result.theirs} |"
             )
         return "\n".join(lines) + "\n"
