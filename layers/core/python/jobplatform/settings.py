@@ -158,7 +158,7 @@ class WorkerSettings(Settings):
     part_bytes: Annotated[int, pydantic.Field(ge=5 * 2**20)] = 8 * 2**20
     """Size of the first parts of an upload, bytes (S3: at least 5 MiB); later ones grow."""
     memory_mb: Annotated[int, pydantic.Field(ge=512, le=10240)] = 2048
-    """Memory of the function, MiB. Parts grow up to three tenths of it, which bounds the size of a
+    """Memory of the function, MiB. Parts grow up to a third of it, which bounds the size of a
     result."""
 
 
