@@ -332,14 +332,3 @@ class Troubles:
             fault = json.loads(line)
             name = {"kill": "kills", "pause": "pauses"}.get(fault["action"], "other faults")
             self._ledger.count(name)
-
-
-def wait(condition: Callable[[], bool], *, seconds: float, pause: float = 0.2) -> bool:
-    """Whether it became true in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):
-            if condition():
-                return True
-        time.sleep(pause)
-    return False

@@ -76,6 +76,18 @@ class _Time:
         monkeypatch.setattr(run_job._Attempt, "_patience", lambda attempt: 10.0)
 
 
+def _deploy(monkeypatch: pytest.MonkeyPatch, made: templating.Template, *, version: str) -> None:
+    changed = dataclasses.replace(made, version=version)
+    monkeypatch.setattr(templating, "get", lambda name: changed)
+
+
+def _run_alone(worker: run_job.Worker, job: jobs.Job) -> None:
+    """One invocation that hands over when nobody is there to take it."""
+    _Time.written.bytes = 0
+    _make_due(worker, job)
+    run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
+
+
 def _run_invocations(
     worker: run_job.Worker, job: jobs.Job, seconds_left: Callable[[], Callable[[], float]]
 ) -> int:
@@ -249,14 +261,11 @@ def test_a_chain_that_breaks_every_time_comes_to_an_end(
     _Time.watch(monkeypatch)
     job = platform.submit(worker, client_id, "wide")
     # Deployed meanwhile: a continuation compares with what the attempt before it ran.
-    changed = dataclasses.replace(made, version="2")
-    monkeypatch.setattr(templating, "get", lambda name: changed)
+    _deploy(monkeypatch, made, version="2")
 
     invocations = 0
     while not platform.get(worker, job).is_final and invocations < 20:
-        _Time.written.bytes = 0
-        _make_due(worker, job)
-        run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
+        _run_alone(worker, job)
         invocations += 1
 
     ended = platform.get(worker, job)
@@ -279,11 +288,8 @@ def test_new_versions_under_way_cost_the_job_no_attempt(
     _Time.watch(monkeypatch)
     job = platform.submit(worker, client_id, "wide")
     for deployment in range(6):
-        changed = dataclasses.replace(made, version=str(deployment))
-        monkeypatch.setattr(templating, "get", lambda name, changed=changed: changed)
-        _Time.written.bytes = 0
-        _make_due(worker, job)
-        run_job.run_job(worker, seconds_left=_Time(12 * 2**20, then=0.5))
+        _deploy(monkeypatch, made, version=str(deployment))
+        _run_alone(worker, job)
         assert platform.get(worker, job).attempts == 0
 
     _make_due(worker, job)
@@ -305,8 +311,7 @@ def test_a_job_of_an_older_version_of_its_template_is_handed_over_too(
     made = _template(monkeypatch)
     _Time.watch(monkeypatch)
     job = platform.submit(worker, client_id, "wide")
-    changed = dataclasses.replace(made, version="2")
-    monkeypatch.setattr(templating, "get", lambda name: changed)
+    _deploy(monkeypatch, made, version="2")
 
     invocations = _run_invocations(worker, job, lambda: _Time(30 * 2**20))
 

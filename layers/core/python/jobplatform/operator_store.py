@@ -189,11 +189,7 @@ def purgeable(conn: sa.Connection, *, grace: dt.timedelta) -> dict[str, int]:
             ).label("results"),
             count(
                 attempts,
-                sa.and_(
-                    attempts.c.finished_at.is_not(None),
-                    attempts.c.outcome != "published",
-                    attempts.c.cleaned_at.is_(None),
-                ),
+                sa.and_(attempts.c.finished_at.is_not(None), attempts.c.cleaned_at.is_(None)),
             ).label("attempts"),
             count(
                 jobs,

@@ -25,7 +25,6 @@ import pg8000.dbapi
 
 _BEGIN = "begin transaction"
 _MAX_PREPARED = 64
-_TIMESTAMPTZ = 1184
 # What was prepared no longer fits the tables, or is not known (a pooler gave us another session).
 _PREPARE_AGAIN = {"0A000", "26000"}
 _CONSTRAINT_VIOLATION = "23"
@@ -49,7 +48,7 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         self._names = (f"s{number}".encode() for number in itertools.count())
         super().__init__(*arguments, **named)
         # pg8000's own way by strptime takes five times as long.
-        self.register_in_adapter(_TIMESTAMPTZ, dt.datetime.fromisoformat)
+        self.register_in_adapter(pg8000.converters.TIMESTAMPTZ, dt.datetime.fromisoformat)
 
     def defer(self, statement: str) -> None:
         """Sends a statement together with the next one, before it and in its transaction.
