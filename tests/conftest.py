@@ -7,11 +7,13 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import moto
 import pytest
 import sqlalchemy as sa
+from moto.core import botocore_stubber
 
 from infra.local import flights, postgres
 from jobplatform import (
@@ -112,7 +114,16 @@ def data(server: postgres.LocalPostgres) -> settings.DataDatabaseSettings:
 
 
 @pytest.fixture
-def aws(_clean_environ: None) -> Iterator[None]:
+def aws(_clean_environ: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # moto changes dictionaries that another thread is reading; a real S3 takes both requests.
+    one_at_a_time = threading.RLock()
+    process = botocore_stubber.BotocoreStubber.process_request
+
+    def process_request(self: botocore_stubber.BotocoreStubber, request: Any) -> Any:
+        with one_at_a_time:
+            return process(self, request)
+
+    monkeypatch.setattr(botocore_stubber.BotocoreStubber, "process_request", process_request)
     with moto.mock_aws():
         yield
 

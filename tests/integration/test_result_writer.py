@@ -232,6 +232,34 @@ def test_an_abort_at_any_time_leaves_nothing(
         target.write(b"more\n", 1, b"more\n")
 
 
+def test_an_abort_gives_a_part_on_its_way_a_moment(
+    bucket: results.Bucket, s3: StrictS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_LATE", 30.0)
+    uploading, go_on = threading.Event(), threading.Event()
+
+    def wait(number: int) -> None:
+        uploading.set()
+        assert go_on.wait(30)
+
+    s3.fail("UploadPart", wait)
+    target = writer(bucket)
+    for piece in blocks(25):
+        target.write(piece, 1, piece)
+    assert uploading.wait(20)
+    aborting = threading.Thread(target=target.abort)
+    aborting.start()
+
+    aborting.join(0.3)
+    assert aborting.is_alive()
+    assert "AbortMultipartUpload" not in s3.calls
+    go_on.set()
+    aborting.join()
+
+    assert platform.left_in(bucket) == []
+    assert s3.uploads == {}
+
+
 def test_a_zombie_whose_upload_was_ended_cannot_finish_it(
     bucket: results.Bucket, s3: StrictS3
 ) -> None:

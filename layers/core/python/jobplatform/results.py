@@ -35,6 +35,7 @@ _UPLOADS_AT_ONCE = 2
 _CHUNKS_AHEAD = 16
 # How often who waits for S3 looks whether it still should, seconds.
 _LOOK = 0.1
+# What an end waits for threads that S3 keeps waiting, seconds.
 _LATE = 1.0
 _DIGEST_BYTES = 2**20
 GZIP_LEVEL = 1
@@ -362,23 +363,26 @@ class ResultWriter:
                 self._chunks.put(None, timeout=max(0.0, seconds))
             self._packing.join(max(0.0, until - time.monotonic()))
         concurrent.futures.wait(self._in_flight, timeout=max(0.0, until - time.monotonic()))
-        self._end()
+        self._end(time.monotonic() + _LATE)
         return self.checkpoint()
 
     def abort(self) -> None:
         """Stops the stages and removes what was written. Safe to call at any time.
 
-        It does not wait for parts on their way: whoever brings one removes it.
+        Parts on their way get a moment, for S3 may keep one that it takes beside the abort. It does
+        not wait for longer: whoever brings one later removes it.
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
+        until = time.monotonic() + _LATE
+        self._end(until)
+        concurrent.futures.wait(self._in_flight, timeout=max(0.0, until - time.monotonic()))
         self._aborted = True
-        self._end()
         self._free()
 
-    def _end(self) -> None:
+    def _end(self, until: float) -> None:
         self.stop(errors.ExecutionError("the upload was stopped"))
         self._uploads.shutdown(wait=False, cancel_futures=True)
         # The packer may be waiting for a block, or for room; it looks at the error after both.
-        until = time.monotonic() + _LATE
         while self._packing.is_alive() and time.monotonic() < until:
             with contextlib.suppress(queue.Full):
                 self._chunks.put(None, timeout=0.05)
