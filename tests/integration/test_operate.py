@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import uuid
 from typing import Any
 
@@ -233,7 +234,7 @@ def test_why_a_job_runs_or_ended_is_said_in_words(
         lease = dt.timedelta(minutes=-1)
         job_store.claim(conn, token=uuid.uuid4(), worker="w-1", lease=lease, weights={})
     run(operator, "cancel_job", job_id=str(lost.id))
-    assert "the lease ended 60 s ago" in why(lost)
+    assert re.search(r"the lease ended \d\d+ s ago", why(lost))
     assert "Cancelling was asked for" in why(lost)
     tick(operator)
     assert "It was cancelled" in why(lost)
