@@ -351,3 +351,26 @@ def test_a_query_that_is_another_one_in_the_next_worker_starts_over(
     assert platform.read(worker.bucket, done) == platform.copy(
         data, "SELECT * FROM wide WHERE id % 2 = 1 ORDER BY id"
     )
+
+
+def test_a_query_that_is_another_one_in_each_worker_comes_to_an_end(
+    worker: run_job.Worker, client_id: uuid.UUID, wide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = itertools.count()
+    _template(
+        monkeypatch,
+        query=lambda params: sa.select(_TABLE).where(sa.text(f"id > {next(number)}")),
+    )
+    _Time.watch(monkeypatch)
+    job = platform.submit(worker, client_id, "wide")
+    # A chain that was lost once is no excuse for what comes after.
+    _run_alone(worker, job)
+    _make_due(worker, job)
+
+    invocations = _run_invocations(worker, job, lambda: _Time(12 * 2**20))
+
+    ended = platform.get(worker, job)
+    assert ended.status is jobs.JobStatus.FAILED
+    assert ended.error_code == "export_too_long"
+    # The one that lost the chain is not the query's fault; its four attempts are.
+    assert invocations == 5
