@@ -14,6 +14,7 @@ import moto
 import pytest
 import sqlalchemy as sa
 from moto.core import botocore_stubber
+from xdist import workermanage
 
 from infra.local import flights, postgres
 from jobplatform import (
@@ -27,6 +28,7 @@ from jobplatform import (
 )
 from jobplatform import queue as queues
 from jobplatform.usecases import run_job
+from tests.helpers import orphans
 
 _OURS = ("DATABASE_", "DATA_DATABASE_", "QUEUE_", "RESULTS_", "JOBS_", "WORKER_", "API_")
 BUCKET = "results-bucket"
@@ -59,7 +61,10 @@ def _no_metrics_left() -> Iterator[None]:
 def server(
     tmp_path_factory: pytest.TempPathFactory, _clean_environ: None
 ) -> Iterator[postgres.LocalPostgres]:
-    with postgres.LocalPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+    with (
+        postgres.LocalPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as running,
+        orphans.stopped_with_us(running.running),
+    ):
         yield running
 
 
@@ -176,13 +181,21 @@ def worker(
 
 
 def pytest_configure() -> None:
-    """A run that is told to end stops what its fixtures started, as after Ctrl-C."""
+    """A run that is told to end stops what its fixtures started, once, however often it is told.
+
+    A shell starts what runs in its background so that it ignores SIGINT: set that right as well.
+    """
 
     def end(signal_number: int, frame: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+    # pytest-xdist would kill the workers before they are done with that.
+    workermanage.NodeManager.EXIT_TIMEOUT = 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,12 +1,12 @@
 """A short chaos run: everything that `make chaos` does, with few jobs and a fixed seed."""
 
 import re
-import subprocess
 import sys
 
 import pytest
 
 from infra.local import paths
+from tests.helpers import programs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -22,7 +22,7 @@ _TROUBLES = {
 def test_no_promise_is_broken_whatever_breaks() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--seed=20", "--jobs=40", "--minutes=0.6"]
 
-    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    done = programs.run(command, cwd=paths.ROOT)
 
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {

@@ -6,20 +6,18 @@ from pathlib import Path
 import pytest
 
 from infra.local import paths
+from tests.helpers import programs
 from tests.local.conftest import eventually, processes_of
 
 
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
 def test_the_demo_exports_all_flights_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
+    done = programs.run(
         [sys.executable, "-m", "infra.local", "demo"],
         cwd=paths.ROOT,
         env={**os.environ, "JOBPLATFORM_LOCAL_DIR": str(tmp_path / "state"), "COLUMNS": "100"},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=280,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
