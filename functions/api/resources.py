@@ -73,7 +73,7 @@ def caller(api_key: str | None) -> client_store.Caller:
     known = _callers.get(digest)
     if known and known[0] > _clock():
         return known[1]
-    with database.transaction(get().engine) as conn:
+    with database.transaction(get().engine, single=True) as conn:
         found = client_store.find_caller(conn, api_key)
     if found is None:
         _callers.pop(digest, None)

@@ -151,7 +151,7 @@ def _alone(bench: Bench) -> float:
     assert found is not None
 
     @contextlib.contextmanager
-    def nothing(*arguments: Any) -> Iterator[None]:
+    def nothing(*arguments: Any, **named: Any) -> Iterator[None]:
         yield
 
     def insert(conn: Any, new: Any, **arguments: Any) -> Any:

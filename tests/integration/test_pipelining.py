@@ -62,6 +62,81 @@ def test_a_transaction_of_one_statement_waits_twice(engine: sa.Engine, packets: 
     assert len(packets) == 2
 
 
+def test_a_transaction_of_a_single_statement_waits_once(
+    engine: sa.Engine, packets: list[str]
+) -> None:
+    words(engine)
+    packets.clear()
+
+    with database.transaction(engine, single=True) as conn:
+        assert conn.execute(_NOTE, {"word": "kept", "number": 1}).rowcount == 1
+    with database.client_transaction(engine, uuid.uuid4(), single=True) as conn:
+        assert conn.scalar(sa.text("SELECT current_user")) == tables.CLIENT_ROLE
+
+    assert len(packets) == 2
+    assert words(engine) == ["kept"]
+    with engine.begin() as conn:
+        assert conn.scalar(sa.text("SELECT current_user")) != tables.CLIENT_ROLE
+
+
+def test_what_was_committed_with_its_statement_stays(engine: sa.Engine) -> None:
+    def fail_afterwards() -> None:
+        with database.transaction(engine, single=True) as conn:
+            conn.execute(_NOTE, {"word": "kept", "number": 1})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_afterwards()
+
+    assert words(engine) == ["kept"]
+
+
+@pytest.mark.parametrize("word", ["after", None])
+def test_a_statement_after_the_last_one_is_an_error(engine: sa.Engine, word: str | None) -> None:
+    """It would run in a transaction of its own, without the role that its client has."""
+    another = _NOTE if word else sa.text("INSERT INTO noted VALUES ('after', 1)")
+    with database.client_transaction(engine, uuid.uuid4(), single=True) as conn:
+        conn.scalar(sa.text("SELECT current_user"))
+        with pytest.raises(exc.ProgrammingError, match="ended"):
+            conn.execute(another, {"word": word, "number": 1} if word else None)
+
+    assert words(engine) == []
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_single_statement_that_fails_commits_nothing(engine: sa.Engine, deferred: bool) -> None:
+    with engine.begin() as conn:
+        conn.exec_driver_sql(
+            "ALTER TABLE noted ADD CONSTRAINT one_number UNIQUE (number) DEFERRABLE"
+            f" INITIALLY {'DEFERRED' if deferred else 'IMMEDIATE'}"
+        )
+        conn.execute(_NOTE, {"word": "once", "number": 1})
+    with (
+        pytest.raises(exc.IntegrityError, match="one_number"),
+        database.transaction(engine, single=True) as conn,
+    ):
+        conn.execute(_NOTE, {"word": "twice", "number": 1})
+    with database.transaction(engine, single=True) as conn:
+        conn.execute(_NOTE, {"word": "after", "number": 2})
+
+    assert words(engine) == ["after", "once"]
+
+
+def test_all_before_the_last_statement_is_committed_with_it(
+    engine: sa.Engine, packets: list[str]
+) -> None:
+    words(engine)
+    packets.clear()
+
+    with database.transaction(engine) as conn:
+        conn.execute(_NOTE, {"word": "first", "number": 1})
+        database.commit_with_next(conn)
+        conn.execute(_NOTE, {"word": "second", "number": 2})
+
+    assert len(packets) == 2
+    assert words(engine) == ["first", "second"]
+
+
 def test_a_transaction_without_a_statement_sends_nothing(
     engine: sa.Engine, packets: list[str]
 ) -> None:

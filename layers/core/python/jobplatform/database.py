@@ -168,30 +168,45 @@ def create_engine(
 
 
 @contextlib.contextmanager
-def transaction(bind: sa.Engine | sa.Connection) -> Iterator[sa.Connection]:
+def transaction(
+    bind: sa.Engine | sa.Connection, *, single: bool = False
+) -> Iterator[sa.Connection]:
     """One transaction as the platform itself, of a connection of its own or of this one.
 
-    Raises `errors.ServiceUnavailable` where the database cannot be reached.
+    `single`: it has one statement, with which COMMIT goes out. Raises `errors.ServiceUnavailable`
+    where the database cannot be reached.
     """
     with _translated():
         opened: contextlib.AbstractContextManager[sa.Connection] = (
             contextlib.nullcontext(bind) if isinstance(bind, sa.Connection) else bind.connect()
         )
         with opened as connection, connection.begin():
+            if single:
+                commit_with_next(connection)
             yield connection
 
 
 @contextlib.contextmanager
 def client_transaction(
-    bind: sa.Engine | sa.Connection, client_id: uuid.UUID
+    bind: sa.Engine | sa.Connection, client_id: uuid.UUID, *, single: bool = False
 ) -> Iterator[sa.Connection]:
     """One transaction as one client: row-level security hides everything that is not its own."""
-    with transaction(bind) as connection:
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, pipelining.Connection)
+    with transaction(bind, single=single) as connection:
+        driver = _driver(connection)
         driver.defer(f"SET LOCAL ROLE {tables.CLIENT_ROLE}")
         driver.defer(f"SET LOCAL jobplatform.client_id = '{uuid.UUID(str(client_id))}'")
         yield connection
+
+
+def commit_with_next(connection: sa.Connection) -> None:
+    """The next statement is the last of its transaction, which saves the wait for a COMMIT."""
+    _driver(connection).commit_with_next()
+
+
+def _driver(connection: sa.Connection) -> pipelining.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, pipelining.Connection)
+    return driver
 
 
 @contextlib.contextmanager

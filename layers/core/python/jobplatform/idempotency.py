@@ -5,6 +5,7 @@ do. So there is no gap between "key taken" and "job made", and nothing that a cr
 progress.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -38,24 +39,20 @@ class JobRecord(BasePersistenceLayer):
         self.job: jobs.Job | None = None
 
     def _put_record(self, data_record: DataRecord) -> None:
-        new, key = self._new, self._new.idempotency_key
+        key = self._new.idempotency_key
         # Further rounds only where a key's time is over, or where others are at it meanwhile.
         for tries in range(3):
-            with database.client_transaction(self._engine, new.client_id) as conn:
-                job = self._insert(conn, data_record.payload_hash)
-                if job is not None:
-                    faults.point("submit.before_commit")
-                    self.job = job
-                    return
-                existing = key and job_store.find_by_key(conn, new.client_id, key)
-                if existing:
-                    self.job = existing
-                    stored = _record(data_record.idempotency_key, existing)
-                    self._validate_payload(data_payload=data_record, stored_data_record=stored)
-                    raise powertools.IdempotencyItemAlreadyExistsError(old_data_record=stored)
-                if self._refusal is not None:
-                    raise self._refusal
-                released = key and job_store.release_expired_key(conn, new.client_id, key)
+            self.job = self._insert(data_record.payload_hash)
+            if self.job is not None:
+                return
+            self.job = self._find(key) if key else None
+            if self.job is not None:
+                stored = _record(data_record.idempotency_key, self.job)
+                self._validate_payload(data_payload=data_record, stored_data_record=stored)
+                raise powertools.IdempotencyItemAlreadyExistsError(old_data_record=stored)
+            if self._refusal is not None:
+                raise self._refusal
+            released = key and self._release(key)
             # In the first round the key may have been released by somebody else.
             if not released and (tries or not key):
                 raise errors.TooManyQueuedJobs(
@@ -64,12 +61,26 @@ class JobRecord(BasePersistenceLayer):
                 )
         raise errors.SubmitInProgress
 
-    def _insert(self, conn: sa.Connection, request_hash: str) -> jobs.Job | None:
+    def _insert(self, request_hash: str) -> jobs.Job | None:
         if self._refusal is not None:
             return None
-        return job_store.insert(
-            conn, self._new, request_hash=request_hash, max_queued=self._max_queued
-        )
+        faults.point("submit.before_commit")
+        with self._transaction() as conn:
+            return job_store.insert(
+                conn, self._new, request_hash=request_hash, max_queued=self._max_queued
+            )
+
+    def _find(self, key: str) -> jobs.Job | None:
+        with self._transaction() as conn:
+            return job_store.find_by_key(conn, self._new.client_id, key)
+
+    def _release(self, key: str) -> bool:
+        with self._transaction() as conn:
+            return job_store.release_expired_key(conn, self._new.client_id, key)
+
+    def _transaction(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """Of one statement, which a submit then waits for once."""
+        return database.client_transaction(self._engine, self._new.client_id, single=True)
 
     def _get_record(self, idempotency_key: str) -> DataRecord:
         # Only asked where a conflict came without its record, and ours always has it.

@@ -2,8 +2,9 @@
 
 pg8000 sends a statement in three packets and waits after each, and BEGIN and COMMIT in more of
 them; over a network these waits are most of a short transaction. Here all messages of a statement
-go out together, with BEGIN and what else belongs before it. All of it has one Sync, so that the
-server skips the rest once a part fails. Uses private parts of pg8000, whose version is pinned.
+go out together, with BEGIN and what else belongs before it, and with COMMIT where it is the last.
+All of it has one Sync, so that the server skips the rest once a part fails. Uses private parts of
+pg8000, whose version is pinned.
 
 pg8000 also looks at each character of each statement for its placeholders, a millisecond for a long
 one; here that is remembered. And a statement with parameters is prepared once a connection, which
@@ -42,6 +43,8 @@ class _Prepared:
 class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._deferred: list[str] = []
+        self._next_is_last = False
+        self._ended = False
         # The one used last comes last. Names of others are told to the server with what comes next.
         self._prepared: dict[tuple[str, Sequence[int]], _Prepared] = {}
         self._forgotten: list[bytes] = []
@@ -60,6 +63,13 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
             self._deferred.append(_BEGIN)
         self._deferred.append(statement)
 
+    def commit_with_next(self) -> None:
+        """Sends COMMIT together with the next statement, unless that fails.
+
+        Another statement in the same transaction is an error then; `commit` has nothing left to do.
+        """
+        self._next_is_last = True
+
     def cursor(self) -> "_Cursor":
         return _Cursor(self)
 
@@ -68,7 +78,7 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         return bool(self._deferred) or bool(super()._in_transaction)
 
     def commit(self) -> None:
-        self._deferred.clear()
+        self._reset()
         if self._in_transaction:
             super().commit()
 
@@ -83,8 +93,12 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
                     stream.close()
 
     def rollback(self) -> None:
-        self._deferred.clear()
+        self._reset()
         super().rollback()
+
+    def _reset(self) -> None:
+        self._deferred.clear()
+        self._next_is_last = self._ended = False
 
     def execute_simple(self, statement: str) -> Any:
         """pg8000 calls it for BEGIN and for statements without parameters."""
@@ -117,6 +131,8 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         params = pg8000.converters.make_params(self.py_types, vals)
         if self._sock is None:
             raise pg8000.dbapi.InterfaceError("connection is closed")
+        if self._ended:
+            raise pg8000.dbapi.ProgrammingError("the transaction ended with the statement before")
         known = self._prepared.pop((statement, oids), None)
         if known is not None:
             self._prepared[statement, oids] = known
@@ -136,7 +152,11 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
             messages += self._parse(b"", text, ()) + self._bind(b"", ()) + _EXECUTE
         if known is None:
             messages += self._parse(name, statement, oids) + _message(b"D", b"S" + name + b"\0")
-        messages += self._bind(name, params) + _EXECUTE + _SYNC
+        messages += self._bind(name, params) + _EXECUTE
+        if self._next_is_last:
+            messages += self._parse(b"", "COMMIT", ()) + self._bind(b"", ()) + _EXECUTE
+        messages += _SYNC
+        self._ended = self._next_is_last
         self._deferred.clear()
         self._forgotten.clear()
         pg8000.core._write(self._sock, bytes(messages))

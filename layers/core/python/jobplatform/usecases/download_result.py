@@ -32,7 +32,7 @@ def download_result(
     now: dt.datetime,
 ) -> Download:
     """Raises `errors.JobNotFound`, `errors.ResultNotReady`, `errors.ResultExpired`."""
-    with database.client_transaction(engine, client_id) as conn:
+    with database.client_transaction(engine, client_id, single=True) as conn:
         job = job_store.get(conn, job_id, client_id=client_id)
     if job is None:
         raise errors.JobNotFound

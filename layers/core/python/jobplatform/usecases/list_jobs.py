@@ -48,7 +48,7 @@ def get_job(
     deadline = time.monotonic() + wait
 
     def look(bind: sa.Engine | sa.Connection) -> tuple[jobs.Job, float]:
-        with database.client_transaction(bind, caller.client_id) as conn:
+        with database.client_transaction(bind, caller.client_id, single=True) as conn:
             job = job_store.get(conn, job_id, client_id=caller.client_id)
         if job is None:
             raise errors.JobNotFound
@@ -81,7 +81,7 @@ def list_jobs(
     """
     context = _context(filters, client_id)
     before = None if cursor is None else _open(cursor, context, secret)
-    with database.client_transaction(engine, client_id) as conn:
+    with database.client_transaction(engine, client_id, single=True) as conn:
         found = job_store.list_page(
             conn,
             client_id,

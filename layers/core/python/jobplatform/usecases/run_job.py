@@ -89,18 +89,20 @@ def drain(
     have doorbells of their own, and the dispatcher behind those.
     """
     until = clock() + worker.settings.drain_for.total_seconds()
-    done = 0
+    done: list[uuid.UUID] = []
     kept = exporting.Kept()
     worker = dataclasses.replace(worker, kept=kept)
     try:
-        while run_job(worker, seconds_left=seconds_left) is not None:
-            done += 1
+        while (job := run_job(worker, seconds_left=seconds_left)) is not None:
+            done.append(job.id)
             if clock() >= until:
-                return done
+                return len(done)
     finally:
         kept.close()
-    _ring_again_if_early(worker, bell)
-    return done
+    # Of a job that was run here, a later attempt has a doorbell of its own.
+    if bell not in done:
+        _ring_again_if_early(worker, bell)
+    return len(done)
 
 
 def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | None:
@@ -111,7 +113,7 @@ def run_job(worker: Worker, *, seconds_left: Callable[[], float]) -> jobs.Job | 
     """
     token = uuid.uuid4()
     weights = {plan.name: plan.weight for plan in plans.PLANS.values()}
-    with database.transaction(worker.engine) as conn:
+    with database.transaction(worker.engine, single=True) as conn:
         job = job_store.claim(
             conn, token=token, worker=worker.name, lease=worker.jobs.lease, weights=weights
         )
@@ -144,7 +146,7 @@ def _ring_again_if_early(worker: Worker, bell: uuid.UUID) -> None:
     Other jobs have doorbells of their own: to ring for them too would keep every doorbell alive.
     """
     try:
-        with database.transaction(worker.engine) as conn:
+        with database.transaction(worker.engine, single=True) as conn:
             seconds = job_store.due_in(conn, bell)
         if seconds is not None and seconds <= _EARLY_SECONDS:
             # A job that is due but locked would have its doorbell come back at once.
@@ -509,7 +511,7 @@ class _Attempt:
         pause = threading.Event()
         while self.seconds_left() > _LEAVE_SECONDS:
             try:
-                with database.transaction(self.worker.engine) as conn:
+                with database.transaction(self.worker.engine, single=True) as conn:
                     if job_store.is_taken_over(conn, self.job.id, generation=generation):
                         return
             except Exception:
@@ -544,9 +546,10 @@ class _Attempt:
                 consistency=template.consistency,
             )
             if published:
-                self._close_in(conn, "published")
                 if self.upload_token != self.token:
                     job_store.absorb_attempts(conn, self.job.id, upload_token=self.upload_token)
+                database.commit_with_next(conn)
+                self._close_in(conn, "published")
         faults.point("publish.after")
         if not published:
             if self._owns_job():
@@ -611,7 +614,7 @@ class _Attempt:
 
     def _renew(self) -> None:
         checkpoint = self._live_checkpoint()
-        with database.transaction(self.worker.engine) as conn:
+        with database.transaction(self.worker.engine, single=True) as conn:
             cancel = job_store.heartbeat(
                 conn,
                 self.job.id,
