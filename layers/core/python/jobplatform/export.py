@@ -34,7 +34,7 @@ _SPLIT_ROWS = 200_000
 _RANGE_BYTES = 6 * 2**20
 _READERS = 2
 # How far a reader may be ahead of the stream, in blocks of `copy_stream.BLOCK_BYTES`.
-_BLOCKS_AHEAD = 32
+_BLOCKS_AHEAD = 16
 # Splitting is worth it while reading all ranges costs less than this many times reading at once.
 _SPLIT_COST = 3.0
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})

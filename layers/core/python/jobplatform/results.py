@@ -32,7 +32,7 @@ MAX_PART_BYTES = 5 * 2**30
 _EVEN_PARTS = 1_280
 _GROWTH = 1.004
 _UPLOADS_AT_ONCE = 2
-_CHUNKS_AHEAD = 16
+_CHUNKS_AHEAD = 8
 # How often who waits for S3 looks whether it still should, seconds.
 _LOOK = 0.1
 # What an end waits for threads that S3 keeps waiting, seconds.
