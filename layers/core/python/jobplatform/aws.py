@@ -6,6 +6,8 @@ from typing import Any
 from jobplatform import faults, results
 from jobplatform.settings import ResultSettings
 
+_SMALL_BYTES = 64 * 1024
+
 
 @functools.cache
 def client(service: str, endpoint_url: str | None = None) -> Any:
@@ -33,8 +35,21 @@ def client(service: str, endpoint_url: str | None = None) -> Any:
             },
         ),
     )
+    if service == "s3":
+        made.meta.events.register_last("before-call.s3", _send_at_once)
     faults.watch(made)
     return made
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """A small body does not wait until S3 says that it wants it (RFC 9110, 10.1.1), as boto3 has
+    every body wait."""
+    from botocore.utils import determine_content_length
+
+    if "Expect" in params["headers"]:
+        length = determine_content_length(params["body"])
+        if length is not None and length <= _SMALL_BYTES:
+            del params["headers"]["Expect"]
 
 
 def bucket(settings: ResultSettings) -> results.Bucket:
