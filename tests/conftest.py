@@ -188,7 +188,8 @@ def pytest_configure() -> None:
 
     def end(signal_number: int, frame: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            # Not SIG_IGN, which programs that are started then would take over.
+            signal.signal(number, lambda *_: None)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():

@@ -319,20 +319,11 @@ def test_connection_lost_before_and_after_any_statement_leaves_nothing_stuck(
     assert not killer.fired
 
 
-def test_answer_to_the_commit_that_is_lost_leaves_nothing_stuck(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answer_to_the_commit_that_is_lost_leaves_nothing_stuck(api: Api) -> None:
     """The worst moment: the job is there and its client was told nothing."""
     api.submit()
-    engine = resources.get().engine
-    commit = engine.dialect.do_commit
 
-    def commit_and_lose(connection: Any) -> None:
-        commit(connection)
-        raise OSError("connection reset")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.dialect, "do_commit", commit_and_lose)
+    with store.answer_lost("INSERT INTO jobplatform.jobs"):
         first = api.submit(idempotency_key="k")
     again = api.submit(idempotency_key="k")
 

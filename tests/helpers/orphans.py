@@ -1,6 +1,5 @@
 """Servers of a test process that is killed, or given up by pytest-xdist, end with it."""
 
-import base64
 import contextlib
 import pickle
 import subprocess
@@ -15,23 +14,27 @@ from infra.local.postgres import RunningPostgres
 @contextlib.contextmanager
 def stopped_with_us(*servers: RunningPostgres | RunningMiniStack) -> Iterator[None]:
     """A process waits for the end of this one; where the block ends first, it has nothing to do."""
-    given = base64.b64encode(pickle.dumps(servers)).decode()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.orphans", given],
+        [sys.executable, "-m", "tests.helpers.orphans"],
         cwd=paths.ROOT,
         stdin=subprocess.PIPE,
         start_new_session=True,
     ) as watching:
+        assert watching.stdin is not None
         try:
+            pickle.dump(servers, watching.stdin)
+            watching.stdin.flush()
             yield
         finally:
             watching.kill()
 
 
 def _main() -> None:
-    sys.stdin.read()
-    for server in pickle.loads(base64.b64decode(sys.argv[1])):
-        server.stop()
+    servers = pickle.load(sys.stdin.buffer)
+    sys.stdin.buffer.read()
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
 
 
 if __name__ == "__main__":

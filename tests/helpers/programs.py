@@ -3,6 +3,9 @@
 import subprocess
 from typing import Any
 
+_PATIENCE = 30.0
+"""Seconds."""
+
 
 def run(command: list[str], **arguments: Any) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with its output taken as text, which kills where it is interrupted; here
@@ -14,5 +17,10 @@ def run(command: list[str], **arguments: Any) -> subprocess.CompletedProcess[str
             out, errors = program.communicate()
         except BaseException:
             program.terminate()
+            # What it says meanwhile has to be taken, or it would fail over that.
+            try:
+                program.communicate(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                program.kill()
             raise
     return subprocess.CompletedProcess(command, program.returncode, out, errors)

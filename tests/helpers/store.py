@@ -7,10 +7,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+from unittest import mock
 
+import pg8000.core
+import pg8000.dbapi
 import sqlalchemy as sa
 
-from jobplatform import database, job_store, jobs, tables
+from jobplatform import database, job_store, jobs, pipelining, tables
 from jobplatform.settings import DatabaseSettings, JobSettings
 
 T = TypeVar("T")
@@ -18,6 +21,24 @@ SETTINGS = JobSettings()
 LEASE = SETTINGS.lease
 WEIGHTS = {"basic": 1, "pro": 4}
 DAY = dt.timedelta(days=1)
+
+
+@contextlib.contextmanager
+def answer_lost(text: str) -> Iterator[None]:
+    """The first statement with `text` in it is done, and then the connection breaks."""
+    handle = pg8000.core.CoreConnection.handle_messages
+    lost: list[str] = []
+
+    def handle_and_lose(self: pipelining.Connection, context: Any) -> None:
+        handle(self, context)
+        if text in context.statement and not lost:
+            lost.append(context.statement)
+            self._usock.close()
+            raise pg8000.dbapi.InterfaceError("network error")
+
+    with mock.patch.object(pipelining.Connection, "handle_messages", handle_and_lose):
+        yield
+    assert lost, f"no statement had {text} in it"
 
 
 def new_job(client_id: uuid.UUID, **changes: Any) -> job_store.NewJob:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from jobplatform import database, job_store, jobs, settings
+from jobplatform import database, faults, job_store, jobs, settings
 from jobplatform.usecases import run_job
 from tests.helpers import bells, platform, store
 
@@ -156,6 +156,22 @@ def test_a_doorbell_is_not_kept_alive_by_other_jobs_that_are_almost_due(
             assert answer(worker, each.job_id) == 0
 
     assert sorted(each.job_id for each in heard) == sorted(scheduled)
+
+
+def test_a_job_that_is_tried_again_has_one_doorbell(
+    worker: run_job.Worker, client_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        if name == "export.started":
+            raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(faults, "point", fail)
+    job_id = store.add(worker.engine, client_id)
+    heard = bells.listen(worker.queue)
+
+    assert answer(worker, job_id) == 1
+
+    assert heard == [bells.Bell(job_id, 5)]
 
 
 def test_a_doorbell_that_cannot_be_rung_again_is_no_failure(

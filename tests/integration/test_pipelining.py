@@ -91,6 +91,16 @@ def test_what_was_committed_with_its_statement_stays(engine: sa.Engine) -> None:
     assert words(engine) == ["kept"]
 
 
+@pytest.mark.parametrize("statement", ["SELECT current_user", "SELECT current_user, 'a;b'"])
+def test_the_role_holds_for_a_single_statement_without_parameters(
+    engine: sa.Engine, statement: str
+) -> None:
+    with database.client_transaction(engine, uuid.uuid4(), single=True) as conn:
+        assert conn.exec_driver_sql(statement).one()[0] == tables.CLIENT_ROLE
+    with engine.begin() as conn:
+        assert conn.exec_driver_sql(statement).one()[0] != tables.CLIENT_ROLE
+
+
 @pytest.mark.parametrize("word", ["after", None])
 def test_a_statement_after_the_last_one_is_an_error(engine: sa.Engine, word: str | None) -> None:
     """It would run in a transaction of its own, without the role that its client has."""
@@ -132,6 +142,21 @@ def test_all_before_the_last_statement_is_committed_with_it(
         conn.execute(_NOTE, {"word": "first", "number": 1})
         database.commit_with_next(conn)
         conn.execute(_NOTE, {"word": "second", "number": 2})
+
+    assert len(packets) == 2
+    assert words(engine) == ["first", "second"]
+
+
+def test_the_last_statement_may_have_no_parameters(engine: sa.Engine, packets: list[str]) -> None:
+    words(engine)
+    packets.clear()
+
+    with database.transaction(engine) as conn:
+        conn.execute(_NOTE, {"word": "first", "number": 1})
+        database.commit_with_next(conn)
+        conn.exec_driver_sql("INSERT INTO noted VALUES ('second', 2)")
+        with pytest.raises(exc.ProgrammingError, match="ended"):
+            conn.exec_driver_sql("INSERT INTO noted VALUES ('third', 3)")
 
     assert len(packets) == 2
     assert words(engine) == ["first", "second"]

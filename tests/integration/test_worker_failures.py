@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from jobplatform import database, errors, faults, job_store, jobs, results, settings
+from jobplatform import errors, faults, jobs, results, settings
 from jobplatform.usecases import ring_due_jobs, run_job
 from tests.helpers import bells, platform, reports, store
 from tests.helpers.s3 import StrictS3, refused
@@ -390,35 +389,38 @@ def test_a_commit_whose_answer_was_lost_stays_committed(
 ) -> None:
     """The publish went through, but the worker was told that it did not."""
     job = platform.submit(worker, client_id, "numbers", {"rows": 10})
-    transaction = database.transaction
-    lost: list[str] = []
 
-    @contextlib.contextmanager
-    def unlucky(engine: sa.Engine) -> Iterator[sa.Connection]:
-        with transaction(engine) as conn:
-            yield conn
-        if not lost and platform_status(engine, job) == "succeeded":
-            lost.append("answer")
-            raise errors.ServiceUnavailable
-
-    def platform_status(engine: sa.Engine, job: jobs.Job) -> str:
-        with engine.connect() as conn:
-            found = job_store.get(conn, job.id)
-        assert found is not None
-        return found.status.value
-
-    monkeypatch.setattr(database, "transaction", unlucky)
-    run_job.run_job(worker, seconds_left=lambda: 60.0)
-    monkeypatch.undo()
+    with store.answer_lost("UPDATE jobplatform.attempts"):
+        run_job.run_job(worker, seconds_left=lambda: 60.0)
 
     done = platform.get(worker, job)
-    assert lost == ["answer"]
     assert done.status is SUCCEEDED
     ring_due_jobs.clean_attempts(
         worker.engine, worker.bucket, worker_life=worker.jobs.worker_life, limit=10
     )
     assert platform.read(worker.bucket, done).count(b"\n") == 11
     assert store.attempts(worker.engine, job.id)[0]["outcome"] == "published"
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again(
+    worker: run_job.Worker, client_id: uuid.UUID
+) -> None:
+    """Nobody knows that the job was given away, until its lease is over."""
+    job = platform.submit(worker, client_id, "numbers", {"rows": 10})
+
+    with (
+        store.answer_lost("attempt_token"),
+        pytest.raises(errors.ServiceUnavailable),
+    ):
+        run_job.run_job(worker, seconds_left=lambda: 60.0)
+    assert platform.get(worker, job).status is jobs.JobStatus.RUNNING
+    store.age(worker.engine, 2 * store.LEASE, job.id)
+    ring_due_jobs.ring_due_jobs(
+        engine=worker.engine, queue=worker.queue, bucket=worker.bucket, settings=worker.jobs
+    )
+    done = attempt(worker, job)
+
+    assert (done.status, done.attempts) == (SUCCEEDED, 2)
 
 
 def test_a_worker_that_lost_its_job_before_publishing_leaves_no_object(

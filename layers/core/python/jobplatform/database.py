@@ -173,8 +173,8 @@ def transaction(
 ) -> Iterator[sa.Connection]:
     """One transaction as the platform itself, of a connection of its own or of this one.
 
-    `single`: it has one statement, with which COMMIT goes out. Raises `errors.ServiceUnavailable`
-    where the database cannot be reached.
+    `single`: it has one statement, with which COMMIT goes out, so that an error after it undoes
+    nothing. Raises `errors.ServiceUnavailable` where the database cannot be reached.
     """
     with _translated():
         opened: contextlib.AbstractContextManager[sa.Connection] = (

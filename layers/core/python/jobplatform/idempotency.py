@@ -64,7 +64,7 @@ class JobRecord(BasePersistenceLayer):
     def _insert(self, request_hash: str) -> jobs.Job | None:
         if self._refusal is not None:
             return None
-        faults.point("submit.before_commit")
+        faults.point("submit.before_insert")
         with self._transaction() as conn:
             return job_store.insert(
                 conn, self._new, request_hash=request_hash, max_queued=self._max_queued

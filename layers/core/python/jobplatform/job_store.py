@@ -1,8 +1,8 @@
 """SQL on jobs, in the order of a job's life; the job row is its own outbox and idempotency record.
 
-One function, one statement. `conn` is an open transaction that the caller ends. A change of state
-is compare-and-set: None or False means that somebody else was there first. All times are the
-database's.
+One function, one statement, but for `drop_checkpoint`. `conn` is an open transaction, which the
+caller ends, or has end with the statement. A change of state is compare-and-set: None or False
+means that somebody else was there first. All times are the database's.
 """
 
 import dataclasses

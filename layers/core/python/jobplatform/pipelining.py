@@ -67,6 +67,7 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         """Sends COMMIT together with the next statement, unless that fails.
 
         Another statement in the same transaction is an error then; `commit` has nothing left to do.
+        What cannot be sent so (a COPY, several statements in one text) is committed by `commit`.
         """
         self._next_is_last = True
 
@@ -105,7 +106,7 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         if statement == _BEGIN:
             self._deferred.append(_BEGIN)
             return pg8000.core.Context(statement)
-        if self._deferred and ";" not in statement:
+        if (self._deferred or self._next_is_last) and ";" not in statement:
             return self._run(statement)
         self._send_deferred()
         return super().execute_simple(statement)
@@ -123,6 +124,8 @@ class Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         return super().execute_unnamed(statement, vals=vals, oids=oids, stream=stream)
 
     def _send_deferred(self) -> None:
+        # The transaction has to be open for what follows.
+        self._next_is_last = False
         if self._deferred:
             last = self._deferred.pop()
             self._run(last)

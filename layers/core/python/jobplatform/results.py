@@ -375,7 +375,9 @@ class ResultWriter:
         """
         until = time.monotonic() + _LATE
         self._end(until)
-        concurrent.futures.wait(self._in_flight, timeout=max(0.0, until - time.monotonic()))
+        # What was cancelled is done, but a wait for it would not end.
+        on_their_way = [upload for upload in self._in_flight if not upload.done()]
+        concurrent.futures.wait(on_their_way, timeout=max(0.0, until - time.monotonic()))
         self._aborted = True
         self._free()
 
