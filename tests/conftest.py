@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import boto3
@@ -181,22 +182,25 @@ def worker(
 
 
 def pytest_configure() -> None:
-    """A run that is told to end stops what its fixtures started, once, however often it is told.
+    """A run that is told to end stops what its fixtures started, as after Ctrl-C.
 
     A shell starts what runs in its background so that it ignores SIGINT: set that right as well.
     """
-
-    def end(signal_number: int, frame: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Not SIG_IGN, which programs that are started then would take over.
-            signal.signal(number, lambda *_: None)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, end)
+    _handle_interrupts(signal.default_int_handler)
     # pytest-xdist would kill the workers before they are done with that.
     workermanage.NodeManager.EXIT_TIMEOUT = 30
+
+
+def pytest_keyboard_interrupt() -> None:
+    """Nor does it stop in the middle of that where it is told so again, as pytest-xdist does."""
+    # Not SIG_IGN, which programs that are started then would take over.
+    _handle_interrupts(lambda *_: None)
+
+
+def _handle_interrupts(handler: Callable[[int, FrameType | None], Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
