@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobplatform import copy_stream
+
+_MOST_READS = 2_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pause() -> Iterator[None]:
+    """Nothing comes together while one waits for these streams."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copy_stream, "_PAUSE_SECONDS", 0)
+        yield
 
 
 def message(kind: bytes, body: bytes) -> bytes:
@@ -65,7 +76,9 @@ def copied(
             stream += message(b"N", b"SNOTICE\0Mwith a line\nd\0\0")
         stream += row(text)
     stream += message(b"c", b"") + message(b"C", b"COPY 3\0") + message(b"Z", b"I")
-    connection = Connection(Sock(stream, sizes))
+    # A large stream byte by byte would take hours.
+    least = len(stream) // _MOST_READS
+    connection = Connection(Sock(stream, [max(size, least) for size in sizes]))
     out = io.BytesIO()
     counts: list[int] = []
     lasts: list[bytes] = []
