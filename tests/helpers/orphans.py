@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 
 from infra.local import paths
-from infra.local.ministack import RunningMiniStack
 from infra.local.postgres import RunningPostgres
+from infra.local.state import State
 
 
 @contextlib.contextmanager
-def stopped_with_us(*servers: RunningPostgres | RunningMiniStack) -> Iterator[None]:
+def stopped_with_us(servers: RunningPostgres | State) -> Iterator[None]:
     """A process waits for the end of this one; where the block ends first, it has nothing to do."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.orphans"],
@@ -32,9 +32,7 @@ def stopped_with_us(*servers: RunningPostgres | RunningMiniStack) -> Iterator[No
 def _main() -> None:
     servers = pickle.load(sys.stdin.buffer)
     sys.stdin.buffer.read()
-    with contextlib.ExitStack() as stack:
-        for server in servers:
-            stack.callback(server.stop)
+    servers.stop()
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ def test_a_platform_database_that_fails_over_in_the_middle_costs_nothing(
 
 
 def test_a_commit_whose_answer_was_lost_stays_committed(
-    worker: run_job.Worker, client_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+    worker: run_job.Worker, client_id: uuid.UUID
 ) -> None:
     """The publish went through, but the worker was told that it did not."""
     job = platform.submit(worker, client_id, "numbers", {"rows": 10})

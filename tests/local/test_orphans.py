@@ -10,7 +10,7 @@ from infra.local.processes import ProcessRef
 from tests.helpers import store
 
 _CHILD = """
-import sys, time
+import sys
 from pathlib import Path
 from infra.local.postgres import LocalPostgres
 from tests.helpers import orphans
